@@ -1,0 +1,89 @@
+"""What every verb shares: the --config flag, and which error ends in which exit code."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ffn_alloc.config import Config, from_dict
+from ffn_alloc.errors import EXIT_BAD_INPUT, BadInput
+
+_REMEDY = "See configs/recipe.py for every field, and README.md for the commands"
+
+config_flags.DEFINE_config_file(
+    "config", None, "Config file, FILE.py or FILE.py:ARGUMENT; --config.a.b=VALUE overrides."
+)
+
+
+def run(verb: Callable[[Config], None]) -> None:
+    """Parses the command line, calls `verb` with the config, and exits.
+
+    Exit codes: 0 finished, 2 bad input (one message on standard error), 75 preempted; any other
+    exception is a fault and keeps its traceback.
+    """
+
+    # Config files import `configs.recipe`: of this repository, from whatever directory.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+    def main(_: Sequence[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
+        try:
+            verb(_config())
+        except BadInput as error:
+            _exit_bad_input(error)
+
+    app.run(main, flags_parser=_parse)
+
+
+def _config() -> Config:
+    values = flags.FLAGS.config
+    if values is None:
+        raise BadInput("--config", None, "missing", "Give a file such as configs/quickstart.py")
+    try:
+        plain = values.to_dict()
+    except Exception as error:  # the flag keeps a file that does not load until it is used
+        where = flags.FLAGS["config"].config_filename
+        raise BadInput("--config", where, f"does not load: {_last_line(error)}", _REMEDY) from error
+    return from_dict(plain)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """The positional arguments; whatever goes wrong in flags or config files is bad input."""
+    try:
+        rest = flags.FLAGS(list(argv))
+        if len(rest) > 1:
+            raise BadInput("argument", rest[1], "unknown", "Flags look like --name=value")
+        return rest
+    except BadInput as error:
+        _exit_bad_input(error)
+    except Exception as error:  # a config file can raise anything
+        field, value = _culprit(argv, error)
+        _exit_bad_input(BadInput(field, value, _last_line(error), _REMEDY))
+
+
+def _culprit(argv: Sequence[str], error: Exception) -> tuple[str, str]:
+    """The flag that an error of the parser is about, and its value."""
+    key = re.findall(r"\w+", str(error))[:1]
+    for argument in argv[1:]:
+        field, _, value = argument.partition("=")
+        if isinstance(error, AttributeError | KeyError) and key == [field.rpartition(".")[2]]:
+            return field, value
+        if f"flag {argument}" in str(error):
+            return field, value
+    return "command line", " ".join(argv[1:])
+
+
+def _last_line(error: Exception) -> str:
+    """Of a traceback in the text, the error itself; of an unknown key, what it was."""
+    if isinstance(error, AttributeError | KeyError):
+        return "unknown key"
+    return str(error).strip(". \n").splitlines()[-1].strip()
+
+
+def _exit_bad_input(error: BadInput) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)

@@ -1,0 +1,1 @@
+"""From documents to batches: sources, tokenizers, prepared rows, and batch = f(seed, step)."""

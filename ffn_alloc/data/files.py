@@ -1,0 +1,150 @@
+"""Documents in local files: jsonl, jsonl.gz, parquet and plain text, cut into pieces.
+
+A piece is what is not worth cutting further: a byte range of a .jsonl, a whole .jsonl.gz, a row
+group of a .parquet, a .txt. Reading it needs nothing but the piece itself.
+"""
+
+import dataclasses
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ffn_alloc.errors import BadInput
+
+KINDS = ("jsonl", "parquet", "text")
+_FIELD = "text"  # of a JSON object, and the column of a parquet file
+_LARGEST_PIECE = 32 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePiece:
+    """Documents `start` to `stop` of a file: bytes of a .jsonl, row groups of a .parquet."""
+
+    kind: str
+    path: str
+    start: int
+    stop: int
+    weight: int  # bytes in the file, about
+    version: str  # size and time of the file
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Differs when the documents may differ; equal wherever the folder is moved to."""
+        return self.kind, Path(self.path).name, str(self.start), str(self.stop), self.version
+
+    def documents(self) -> Iterator[bytes]:
+        if self.kind == "text":
+            yield Path(self.path).read_bytes()
+        elif self.kind == "parquet":
+            yield from _parquet_documents(self)
+        else:
+            lines = _gzip_lines(self.path) if self.path.endswith(".gz") else _lines(self)
+            yield from (_text(line, self.path) for line in lines if not line.isspace())
+
+
+def find(field: str, source: str) -> list[Path]:
+    """The files that `source` (KIND:GLOB) names, in sorted order; BadInput if there are none."""
+    pattern = source.partition(":")[2]
+    expanded = str(Path(pattern).expanduser())
+    paths = [Path(path) for path in sorted(glob.glob(expanded, recursive=True))]
+    paths = [path for path in paths if path.is_file()]
+    if not pattern or not paths:
+        raise BadInput(field, source, "no file matches", "Correct the path or the pattern")
+    return paths
+
+
+def pieces(field: str, source: str) -> list[FilePiece]:
+    """All documents that `source` names, in order."""
+    kind = source.partition(":")[0]
+    cut = {"jsonl": _jsonl_ranges, "parquet": _row_groups, "text": _whole}[kind]
+    result = []
+    for path in find(field, source):
+        ranges = cut(field, source, path)
+        result += [FilePiece(kind, str(path), *numbers, version(path)) for numbers in ranges]
+    return result
+
+
+def version(path: Path) -> str:
+    """Changes when the file is written to."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+_Ranges = list[tuple[int, int, int]]  # start, stop, weight
+
+
+def _whole(field: str, source: str, path: Path) -> _Ranges:
+    return [(0, 1, path.stat().st_size)]
+
+
+def _jsonl_ranges(field: str, source: str, path: Path) -> _Ranges:
+    if path.name.endswith((".jsonl.gz", ".json.gz")):
+        return _whole(field, source, path)
+    if path.suffix not in (".jsonl", ".json"):
+        remedy = "Name files that end in .jsonl, .jsonl.gz, .json or .json.gz"
+        raise BadInput(field, source, f"{path} is no JSON-lines file by its name", remedy)
+    size = path.stat().st_size
+    starts = range(0, size, _LARGEST_PIECE)
+    stops = [min(start + _LARGEST_PIECE, size) for start in starts]
+    return [(start, stop, stop - start) for start, stop in zip(starts, stops, strict=True)]
+
+
+def _row_groups(field: str, source: str, path: Path) -> _Ranges:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        metadata = parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        remedy = "Give intact parquet files"
+        raise BadInput(field, source, f"{path} cannot be read ({error})", remedy) from error
+    if _FIELD not in metadata.schema.to_arrow_schema().names:
+        remedy = f"Give files with a string column {_FIELD!r}"
+        raise BadInput(field, source, f"{path} has no column {_FIELD!r}", remedy)
+    groups = range(metadata.num_row_groups)
+    return [(i, i + 1, metadata.row_group(i).total_byte_size) for i in groups]
+
+
+def _lines(piece: FilePiece) -> Iterator[bytes]:
+    """The lines whose first byte lies in the piece."""
+    with open(piece.path, "rb") as file:
+        if piece.start:
+            file.seek(piece.start - 1)
+            file.readline()  # begins in the piece before, unless that byte is a newline
+        while file.tell() < piece.stop and (line := file.readline()):
+            yield line
+
+
+def _gzip_lines(path: str) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) as lines:
+            yield from lines
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        problem = f"is no intact gzip file ({error})"
+        raise BadInput("data.source", path, problem, "Fetch the file again") from error
+
+
+def _text(line: bytes, path: str) -> bytes:
+    try:
+        text = json.loads(line)[_FIELD]
+        return text.encode(errors="replace")  # a lone surrogate has no UTF-8
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shown = line[:60].decode(errors="replace")
+        problem = f"holds a line that is no object with a string {_FIELD!r}: {shown}"
+        raise BadInput("data.source", path, problem, "Correct or remove that line") from error
+
+
+def _parquet_documents(piece: FilePiece) -> Iterator[bytes]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(piece.path) as file:
+        groups = list(range(piece.start, piece.stop))
+        for batch in file.iter_batches(256, row_groups=groups, columns=[_FIELD]):
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    problem = f"column {_FIELD!r} holds {text!r}, which is no string"
+                    raise BadInput("data.source", piece.path, problem, "Correct or remove that row")
+                yield text.encode(errors="replace")

@@ -1,0 +1,191 @@
+"""Sources: from the text of `data.source` to an ordered list of units of documents.
+
+    python_docs      the embedded corpus (see python_docs/)
+    tfds:NAME        any TFDS data set that is prepared as array_record, with a feature "text"
+    jsonl:GLOB       .jsonl or .jsonl.gz files, field "text"
+    parquet:GLOB     column "text"
+    text:GLOB        one document a file
+
+A unit's documents and their order are a pure function of the source, so units can be worked on
+in any order, by any number of processes.
+
+Validation: with `data.validation_source` empty the TFDS split "validation", and of files one
+document in 100, chosen by its content. Otherwise what that source names: all its documents, but
+of a TFDS data set that has a split "validation" just those.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ffn_alloc.config import DataConfig
+from ffn_alloc.data import files, tfds_source
+from ffn_alloc.errors import BadInput
+
+_KNOWN = "Give python_docs, tfds:NAME, jsonl:GLOB, parquet:GLOB or text:GLOB"
+_ONE_VALIDATION_DOCUMENT_IN = 100
+_MOST_UNITS = 512  # every unit becomes a file that training keeps open
+_SMALLEST_UNIT = 4 << 20  # bytes in files
+_SMALL = 64 << 20
+_PYTHON_DOCS_SIZE = 11 << 20  # about
+
+Piece = files.FilePiece | tfds_source.TfdsPiece
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A stretch of a source: all documents of some pieces, or one side of the content hash."""
+
+    pieces: tuple[Piece, ...]
+    side: str = "all"  # or train, validation
+    limit: int | None = None  # the first documents only
+
+    @property
+    def digest(self) -> str:
+        """Differs when the documents may differ."""
+        identity = [self.side, self.limit, *(piece.identity for piece in self.pieces)]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def documents(self) -> Iterator[bytes]:
+        """UTF-8 texts, in order."""
+        every = itertools.chain.from_iterable(piece.documents() for piece in self.pieces)
+        chosen = every if self.side == "all" else (d for d in every if _side(d) == self.side)
+        return itertools.islice(chosen, self.limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """Everything that a run's data is made of."""
+
+    train: tuple[Unit, ...]
+    validation: tuple[Unit, ...]
+
+
+def split(data: DataConfig) -> Units:
+    """The units of both splits; BadInput if the source cannot be read or a split is empty."""
+    if _is_files(data.source):
+        pieces = files.pieces("data.source", data.source)
+        sides = ("all", "all") if data.validation_source else ("train", "validation")
+        train = _group(pieces, sides[0], _SMALLEST_UNIT)
+        validation = _group(pieces, sides[1], _SMALLEST_UNIT * _ONE_VALIDATION_DOCUMENT_IN)
+        train = _first_documents(train, data.max_documents)
+    else:
+        reader = _tfds_reader("data.source", data.source, data.data_dir)
+        train = _one_each(reader.pieces("train", data.max_documents))
+        validation = () if data.validation_source else _one_each(reader.pieces("validation"))
+    if data.validation_source:
+        validation = _whole("data.validation_source", data.validation_source, data.data_dir)
+    _check_not_empty(data, "data.source", train, "Give a source with documents")
+    remedy = "Name another source for it: data.validation_source=KIND:..."
+    _check_not_empty(data, "data.validation_source", validation, remedy)
+    return Units(train, validation)
+
+
+def check(data: DataConfig) -> None:
+    """BadInput unless both sources are there; reads no document."""
+    for field, source in (
+        ("data.source", data.source),
+        ("data.validation_source", data.validation_source or data.source),
+    ):
+        if _is_files(source):
+            files.find(field, source)
+        elif source == "python_docs":
+            tfds_source.python_docs_digest()
+        else:
+            _tfds_reader(field, source, data.data_dir)
+
+
+def small_size(data: DataConfig) -> int | None:
+    """Bytes of the sources where all are local and small, so that a run may prepare them itself."""
+    total = 0
+    for field, source in _named(data):
+        if _is_files(source):
+            total += sum(path.stat().st_size for path in files.find(field, source))
+        elif source == "python_docs":
+            total += _PYTHON_DOCS_SIZE
+        else:
+            return None
+    return total if total < _SMALL else None
+
+
+def content_key(data: DataConfig) -> list[str]:
+    """Changes when the sources' content does, as far as that is known without reading it."""
+    key = [str(data.max_documents)]
+    for field, source in _named(data):
+        key.append(source)
+        if _is_files(source):
+            for path in files.find(field, source):
+                key += [str(path.resolve()), files.version(path)]
+        elif source == "python_docs":
+            key.append(tfds_source.python_docs_digest())
+        else:
+            key.append(str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else "")
+    return key
+
+
+def _named(data: DataConfig) -> list[tuple[str, str]]:
+    named = [("data.source", data.source), ("data.validation_source", data.validation_source)]
+    return [(field, source) for field, source in named if source]
+
+
+def _is_files(source: str) -> bool:
+    return source.partition(":")[0] in files.KINDS and ":" in source
+
+
+def _tfds_reader(field: str, source: str, data_dir: str) -> tfds_source.Reader:
+    if source == "python_docs":
+        return tfds_source.python_docs(data_dir)
+    if source.startswith("tfds:") and source != "tfds:":
+        return tfds_source.find(field, source, data_dir)
+    raise BadInput(field, source, "unknown source", _KNOWN)
+
+
+def _whole(field: str, source: str, data_dir: str) -> tuple[Unit, ...]:
+    if _is_files(source):
+        return _group(files.pieces(field, source), "all", _SMALLEST_UNIT)
+    reader = _tfds_reader(field, source, data_dir)
+    return _one_each(reader.pieces("validation" if reader.has("validation") else "all"))
+
+
+def _one_each(pieces: Sequence[Piece]) -> tuple[Unit, ...]:
+    return tuple(Unit((piece,)) for piece in pieces)
+
+
+def _group(pieces: Sequence[Piece], side: str, smallest: int) -> tuple[Unit, ...]:
+    """Neighbouring pieces in at most _MOST_UNITS units, none but the last lighter than smallest."""
+    enough = max(smallest, -(-sum(piece.weight for piece in pieces) // _MOST_UNITS))
+    units, current, weight = [], [], 0
+    for piece in pieces:
+        current.append(piece)
+        weight += piece.weight
+        if weight >= enough:
+            units.append(Unit(tuple(current), side))
+            current, weight = [], 0
+    return tuple([*units, Unit(tuple(current), side)] if current else units)
+
+
+def _first_documents(units: tuple[Unit, ...], count: int) -> tuple[Unit, ...]:
+    """The units that hold the first `count` documents (0: all), the last one cut to fit."""
+    result: list[Unit] = []
+    left = count
+    for unit in units if count else ():
+        found = sum(1 for _ in itertools.islice(unit.documents(), left))
+        result.append(dataclasses.replace(unit, limit=found))
+        left -= found
+        if not left:
+            break
+    return tuple(result) if count else units
+
+
+def _check_not_empty(data: DataConfig, field: str, units: Sequence[Unit], remedy: str) -> None:
+    if not any(True for unit in units for _ in unit.documents()):
+        value = getattr(data, field.removeprefix("data."))
+        raise BadInput(field, value, f"finds no document in data.source = {data.source!r}", remedy)
+
+
+def _side(document: bytes) -> str:
+    value = int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "big")
+    return "train" if value % _ONE_VALIDATION_DOCUMENT_IN else "validation"

@@ -1,0 +1,52 @@
+"""Where derived data lies, and how it appears there whole or not at all."""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def cache_root() -> Path:
+    """$FFN_ALLOC_CACHE, else ~/.cache/ffn_alloc. Everything below it can be made again."""
+    return Path(os.environ.get("FFN_ALLOC_CACHE") or "~/.cache/ffn_alloc").expanduser()
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds the one lock of `directory`, which need not exist; says so when it has to wait.
+
+    The kernel frees the lock when its holder ends, however it ends. Child processes do not
+    inherit it (Python opens files close-on-exec).
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(_hidden(directory, "lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting: another process is preparing {directory}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def scratch(directory: Path) -> Path:
+    """Where the holder of the lock builds what is then renamed to `directory`."""
+    return _hidden(directory, "tmp")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that `path` holds it completely or does not change."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _hidden(directory: Path, suffix: str) -> Path:
+    return directory.with_name(f".{directory.name}.{suffix}")

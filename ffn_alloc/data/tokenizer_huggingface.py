@@ -1,0 +1,92 @@
+"""Any Hugging Face tokenizer.json as a Tokenizer, by the package `tokenizers` alone."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from ffn_alloc.data.tokenizer import Tokenizer
+from ffn_alloc.errors import BadInput
+
+_SPACE = "\u2581"  # how Metaspace pieces write a space
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """The end-of-document token is tokenizer_config.json's eos_token, else one of a usual name."""
+
+    def __init__(self, spec: str, path: Path):
+        definition = path.read_text()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the package raises nothing more special
+            problem = f"{path} is no tokenizer.json ({error})"
+            raise BadInput("data.tokenizer", spec, problem, "Give a tokenizer.json") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # text that spells one stays text
+        self.spec = spec
+        self.eos_id = _eos_id(self._tokenizer, spec, path.with_name("tokenizer_config.json"))
+        self.hash = hashlib.sha256(f"{self.eos_id}\n{definition}".encode()).hexdigest()
+        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(pieces.values()) + 1
+        self.token_bytes = _token_bytes(self._tokenizer, pieces, self.vocab_size)
+
+    def encode(self, text: bytes | str) -> np.ndarray:
+        if isinstance(text, bytes):
+            text = text.decode(errors="replace")
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _eos_id(tokenizer: tokenizers.Tokenizer, spec: str, config_path: Path) -> int:
+    names: Sequence[str] = _EOS_NAMES
+    if config_path.is_file():
+        token = json.loads(config_path.read_text()).get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        names = [token] if token else names
+    found = [name for name in names if tokenizer.token_to_id(name) is not None]
+    if len(found) != 1:
+        raise BadInput(
+            "data.tokenizer",
+            spec,
+            f"its end-of-text token is not clear (candidates: {found or 'none'})",
+            f'Name it in {config_path} as {{"eos_token": "..."}}',
+        )
+    return tokenizer.token_to_id(found[0])
+
+
+def _token_bytes(
+    tokenizer: tokenizers.Tokenizer, pieces: dict[str, int], vocab_size: int
+) -> np.ndarray:
+    """[vocab_size] int32; exact for byte-level pieces, by spelling for all others."""
+    parts = json.loads(tokenizer.to_str())
+    byte_level = "ByteLevel" in _types(parts["decoder"]) | _types(parts["pre_tokenizer"])
+    continuation = parts["model"].get("continuing_subword_prefix") or ""
+    token_bytes = np.zeros(vocab_size, np.int32)
+    for piece, token in pieces.items():
+        if byte_level:  # one character a byte
+            token_bytes[token] = len(piece)
+        elif _BYTE_PIECE.fullmatch(piece):
+            token_bytes[token] = 1
+        else:
+            text = piece.removeprefix(continuation).replace(_SPACE, " ")
+            token_bytes[token] = len(text.encode())
+    for token, added in tokenizer.get_added_tokens_decoder().items():
+        token_bytes[token] = 0 if added.special else len(added.content.encode())
+    return token_bytes
+
+
+def _types(part: Any) -> set[str]:
+    """The types in a tokenizer.json component, whose members may be nested sequences."""
+    if isinstance(part, dict):
+        return {part.get("type", "")}.union(*map(_types, part.values()))
+    return set().union(*map(_types, part)) if isinstance(part, list) else set()

@@ -1,0 +1,24 @@
+"""The one error that a user can cause, and the exit codes that launchers rely on."""
+
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved; run the same command again to go on
+
+
+class BadInput(ValueError):
+    """Input that cannot be used: names the field, its value, what is wrong and the remedy.
+
+    Raised before any long work starts and before anything on disk changes. The command line
+    prints it as one message and exits with code 2.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str):
+        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+        super().__init__(f"{field} = {value!r}: {problem}. {remedy}")
+
+
+class Preempted(SystemExit):
+    """The run was asked to stop, has saved its state, and goes on when it is started again."""
+
+    def __init__(self, step: int):
+        self.step = step
+        super().__init__(EXIT_PREEMPTED)

@@ -1,0 +1,1 @@
+"""Evaluators: objects that score parameters, inside a training run or alone on a checkpoint."""

@@ -1,0 +1,71 @@
+"""Loss and bits per byte on the validation split. Shapes: B batch, T positions, V vocabulary."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ffn_alloc.config import Config
+from ffn_alloc.model.attention import choose_kernel
+from ffn_alloc.model.decoder import forward
+from ffn_alloc.model.loss import token_nll
+from ffn_alloc.training.sharding import batch_sharding
+from ffn_alloc.training.step import layers_per_iteration, put_batch
+
+Sums = dict[str, tuple[float, float]]
+
+
+class Perplexity:
+    """`(params, step) -> {name: (sum, weight)}` over the batches, the same in every call."""
+
+    name = "validation"
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        platform: str,
+        batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+    ):
+        self._batches = batches
+        self._sharding = batch_sharding(mesh)
+        self._sums = jax.jit(_make_sums(config, platform))
+
+    def __call__(self, params: Any, step: int) -> Sums:
+        """nll (nats a token) and bits_per_byte (of text), each as a sum and its weight."""
+        totals, pending = np.zeros(3, np.float64), None
+        for batch in self._batches():
+            sums = self._sums(params, put_batch(batch, self._sharding))
+            if pending is not None:  # one batch behind, so that the devices never wait
+                totals += jax.device_get(pending)
+            pending = sums
+        totals += jax.device_get(pending)
+        nll, tokens, target_bytes = (float(value) for value in totals)
+        return {"nll": (nll, tokens), "bits_per_byte": (nll / math.log(2), target_bytes)}
+
+
+def _make_sums(config: Config, platform: str) -> Callable[[Any, Any], jax.Array]:
+    kernel = choose_kernel(config.model, config.data.mask_documents, platform)
+    unroll = layers_per_iteration(config, platform)
+
+    def sums(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        """[3]: nats, tokens and bytes of the batch's targets."""
+        logits_BTV = forward(
+            params,
+            batch["inputs"],
+            config.model,
+            kernel=kernel,
+            unroll=unroll,
+            positions_BT=batch.get("positions"),
+            segment_ids_BT=batch.get("segment_ids"),
+        )
+        nll_BT, _ = token_nll(logits_BTV, batch["targets"])
+        weights_BT = batch["loss_weights"]
+        values = nll_BT * weights_BT, weights_BT, batch["target_bytes"]
+        return jnp.stack([jnp.sum(value) for value in values])
+
+    return sums

@@ -1,0 +1,64 @@
+"""Trains a model: `python -m ffn_alloc.main --config=configs/middle70_570m.py`.
+
+The run's directory is --workdir, or runs/NAME. The same command again goes on where the last
+one stopped. Exit codes: 0 finished, 2 bad input, 75 preempted (saved, run it again).
+"""
+
+import contextlib
+import functools
+from pathlib import Path
+
+from absl import flags
+
+from ffn_alloc import cli
+from ffn_alloc.config import Config
+from ffn_alloc.data import pipeline
+from ffn_alloc.data.preparation import ensure_prepared
+from ffn_alloc.evaluation.perplexity import Perplexity
+from ffn_alloc.model.attention import choose_kernel
+from ffn_alloc.training import resume, workdir
+from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.host import StopRequest, set_up_devices
+from ffn_alloc.training.loop import train
+from ffn_alloc.training.sharding import check_mesh, make_mesh
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/NAME.")
+
+
+def main(config: Config) -> None:
+    stop = StopRequest()
+    platform = set_up_devices(config.train.deterministic)
+    mesh = make_mesh(config.mesh)
+    check_mesh(config, mesh)
+    choose_kernel(config.model, config.data.mask_documents, platform)
+    data = ensure_prepared(config)
+    train_batches = functools.partial(
+        pipeline.train_batches,
+        data,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        mask_documents=config.data.mask_documents,
+    )
+    validation_batches = functools.partial(
+        pipeline.validation_batches,
+        data,
+        rows=config.eval.rows,
+        batch_size=config.microbatch_size,
+        mask_documents=config.data.mask_documents,
+    )
+    record = resume.run_record(config, data.fingerprint)
+    directory = Path(_WORKDIR.value or Path("runs") / config.name)
+    with workdir.lock(directory):
+        resume.check_workdir(directory, record)
+        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
+        with contextlib.closing(checkpoints):
+            state, step = resume.restore_or_init(config, mesh, checkpoints, record)
+            workdir.write_config(directory, config, record)
+            evaluator = Perplexity(config, mesh, platform, validation_batches)
+            train(
+                config, mesh, state, step, train_batches, [evaluator], checkpoints, directory, stop
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main)

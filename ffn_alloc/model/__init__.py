@@ -1,0 +1,1 @@
+"""The decoder: NNX modules that describe it, pure functions over plain parameter dicts."""

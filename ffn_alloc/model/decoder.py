@@ -1,0 +1,172 @@
+"""The decoder as pure functions: parameters out of a seed, logits out of parameters.
+
+Parameters are a plain dict; layers of equal FFN width that follow one another are one group,
+stacked on a leading axis L and run by one `lax.scan`:
+
+    {"embedding": {"table": [V, D]},
+     "groups": {"0": {"attention": {"query": [L, D, N*H], ...}, "ffn": {...}, ...}, "1": ...},
+     "final_norm": {"gain": [D]},
+     "unembedding": {"kernel": [D, V]}}        # absent when the embeddings are tied
+
+Shapes: B batch, T positions, D d_model, V vocabulary, L layers of a group.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from ffn_alloc.allocation import LayerGroup, group_layers
+from ffn_alloc.config import ModelConfig
+from ffn_alloc.model.layers import (
+    SAVED_NAMES,
+    DecoderLayer,
+    RMSNorm,
+    matrix_std,
+    random_matrix,
+    rotary_tables,
+)
+
+Params = dict[str, Any]
+
+_EMBEDDING_STD = 0.02
+_BATCH_AXES = ("data", "fsdp")  # of the ambient mesh, where there is one
+
+
+def init_params(model: ModelConfig, seed: int | jax.Array) -> Params:
+    """Initial parameters, float32. Call it under `jax.jit`.
+
+    A value depends on the seed, the parameter's role and its global layer index alone: two
+    allocations of one seed share embeddings and attention, whatever their groups.
+    """
+    key = jax.random.key(seed)
+    layer_keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
+        jnp.arange(model.num_layers)
+    )
+    outer_key = jax.random.fold_in(key, 0x7FFFFFFF)
+    V, D = model.vocab_size, model.d_model
+    params: Params = {
+        "embedding": {"table": random_matrix(outer_key, "embedding", (V, D), _EMBEDDING_STD)[...]},
+        "groups": {},
+        "final_norm": nnx.to_pure_dict(nnx.state(RMSNorm(model))),
+    }
+    first = 0
+    for index, group in enumerate(group_layers(model.ffn_dims)):
+        keys = layer_keys[first : first + group.num_layers]
+        params["groups"][str(index)] = _init_group(model, group, keys)
+        first += group.num_layers
+    if not model.tie_embeddings:
+        kernel = random_matrix(outer_key, "unembedding", (D, V), matrix_std(model, D))
+        params["unembedding"] = {"kernel": kernel[...]}
+    return params
+
+
+def forward(
+    params: Params,
+    tokens_BT: jax.Array,
+    model: ModelConfig,
+    *,
+    kernel: str,
+    unroll: int = 1,
+    positions_BT: jax.Array | None = None,
+    segment_ids_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Logits [B, T, V], float32.
+
+    `kernel` is `attention.choose_kernel`'s answer. `unroll` layers are laid out one after the
+    other in each iteration of a group's scan (num_layers: no loop is left). `positions_BT`
+    count from 0 in each document when `segment_ids_BT` keep documents apart.
+    """
+    if positions_BT is None:
+        positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+    rotary = rotary_tables(positions_BT, model.head_dim, model.rope_theta)
+    table_VD = params["embedding"]["table"]
+    x_BTD = _constrain(table_VD[tokens_BT].astype(model.compute_dtype))
+
+    for index, group in enumerate(group_layers(model.ffn_dims)):
+        graph = _layer_graph(model, group.ffn_dim)
+
+        def layer(x_BTD, layer_params, graph=graph):
+            module = nnx.merge(graph, layer_params)
+            return _constrain(module(x_BTD, rotary, segment_ids_BT, kernel)), None
+
+        x_BTD, _ = jax.lax.scan(
+            _remat(layer, model.remat, in_loop=unroll == 1),
+            x_BTD,
+            params["groups"][str(index)],
+            unroll=min(unroll, group.num_layers),
+        )
+
+    final_norm = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(model)))
+    x_BTD = nnx.merge(final_norm, params["final_norm"])(x_BTD)
+    kernel_DV = table_VD.T if model.tie_embeddings else params["unembedding"]["kernel"]
+    return jnp.einsum(
+        "BTD,DV->BTV",
+        x_BTD,
+        kernel_DV.astype(x_BTD.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def unstack_layers(params: Params, model: ModelConfig) -> Params:
+    """The same parameters with `groups` replaced by `layers`, keyed by global layer index."""
+    layers, first = {}, 0
+    for index, group in enumerate(group_layers(model.ffn_dims)):
+        stacked = params["groups"][str(index)]
+        for i in range(group.num_layers):
+            layers[str(first + i)] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        first += group.num_layers
+    rest = {name: value for name, value in params.items() if name != "groups"}
+    return {**rest, "layers": layers}
+
+
+def restack_layers(params: Params, model: ModelConfig) -> Params:
+    """The inverse of `unstack_layers`."""
+    groups, first = {}, 0
+    for index, group in enumerate(group_layers(model.ffn_dims)):
+        layers = [params["layers"][str(first + i)] for i in range(group.num_layers)]
+        groups[str(index)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        first += group.num_layers
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    return {**rest, "groups": groups}
+
+
+def _init_group(model: ModelConfig, group: LayerGroup, layer_keys: jax.Array) -> Params:
+    def init_layer(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(DecoderLayer(model, group.ffn_dim, key)))
+
+    return jax.vmap(init_layer)(layer_keys)
+
+
+def _layer_graph(model: ModelConfig, ffn_dim: int) -> nnx.GraphDef:
+    """The static part of a layer, to be merged with its parameters."""
+    return nnx.graphdef(nnx.eval_shape(lambda: DecoderLayer(model, ffn_dim, jax.random.key(0))))
+
+
+def _remat(layer: Any, policy: str, in_loop: bool) -> Any:
+    """What backward recomputes: none (nothing), save (all but SAVED_NAMES), full (the layer).
+
+    A loop keeps the compiler from merging the recomputation with the first computation; laid
+    out one after the other, layers need barriers for that (prevent_cse).
+    """
+    if policy == "none":
+        return layer
+    if policy == "full":
+        return jax.checkpoint(layer, prevent_cse=not in_loop)
+    policies = jax.checkpoint_policies
+    saves = policies.save_from_both_policies(
+        policies.save_only_these_names(*SAVED_NAMES),
+        # Fused kernels also return softmax statistics, which have no name: without them
+        # backward would run the forward kernel again.
+        lambda primitive, *_, **__: "dot_product_attention" in primitive.name,
+    )
+    return jax.checkpoint(layer, prevent_cse=not in_loop, policy=saves)
+
+
+def _constrain(x_BTD: jax.Array) -> jax.Array:
+    """Keeps activations split by batch under an ambient mesh (`jax.set_mesh`)."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x_BTD
+    return jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(_BATCH_AXES, None, None))

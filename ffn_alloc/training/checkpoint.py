@@ -1,0 +1,184 @@
+"""Checkpoints: `checkpoints/STEP/{params,optimizer,meta}`, written by Orbax in the background.
+
+A step's directory appears by one rename when everything in it is written, and disappears by
+one rename before anything in it is deleted: a directory named by a plain number is complete.
+What Orbax does not notice (flipped bits) our own digests do, at every restore.
+"""
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from ffn_alloc.config import CheckpointConfig
+from ffn_alloc.errors import BadInput
+from ffn_alloc.training.metrics import digest, is_finite
+from ffn_alloc.training.sharding import path_string
+from ffn_alloc.training.state import TrainState
+
+_EVICTED = ".evicted"
+_DAMAGED = ".damaged"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read back as it was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. `record` goes into each: what a resume must agree with."""
+
+    def __init__(self, directory: epath.PathLike, config: CheckpointConfig, record: dict[str, Any]):
+        self.directory = epath.Path(directory)
+        self._config = config
+        self._record = record
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+            if _UNFINISHED in path.name or path.name.endswith(_EVICTED):
+                path.rmtree()
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Copies the state off the devices and returns; writing goes on in the background.
+
+        Raises what an earlier save failed with, and FloatingPointError for a state that is not
+        finite, which is never written.
+        """
+        self.wait()
+        if step in saved_steps(self.directory):
+            return
+        digests, finite = jax.device_get(_digest_and_finite(state.params, state.opt_state))
+        if not finite:
+            raise FloatingPointError(f"the state of step {step} is not finite and was not saved")
+        meta = {"step": step, "digests": _by_path(digests), **self._record}
+        self._writer.save(
+            self.directory / str(step),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                meta=ocp.args.JsonSave({"meta": meta, "sha256": _sha256(meta)}),
+            ),
+        )
+
+    def restore_newest(self, abstract: TrainState, check: Any) -> tuple[TrainState, int] | None:
+        """(state, step) of the newest intact checkpoint, or None where there is no checkpoint.
+
+        `check(meta)` raises BadInput when the checkpoint belongs to another run. Damaged
+        checkpoints newer than the one restored are reported and renamed, never deleted.
+        """
+        damaged: list[int] = []
+        for step in sorted(saved_steps(self.directory), reverse=True):
+            try:
+                meta = read_meta(self.directory, step)
+                check(meta)
+                items = {"params": abstract.params, "optimizer": abstract.opt_state}
+                restored = restore_items(self.directory, step, meta, items)
+            except DamagedCheckpoint as error:
+                print(f"checkpoint {self.directory / str(step)}: {error}", file=sys.stderr)
+                damaged.append(step)
+                continue
+            for other in damaged:
+                _set_aside(self.directory / str(other), _DAMAGED)
+            sharding = abstract.step.sharding
+            count = jax.device_put(jax.numpy.int32(step), sharding)
+            return TrainState(count, restored["params"], restored["optimizer"]), step
+        if damaged:
+            raise BadInput(
+                "checkpoints",
+                str(self.directory),
+                f"all of them are damaged: {damaged}",
+                "Restore a backup, or start again in another --workdir",
+            )
+        return None
+
+    def newest(self) -> epath.Path | None:
+        """The directory of the newest complete checkpoint."""
+        steps = saved_steps(self.directory)
+        return self.directory / str(max(steps)) if steps else None
+
+    def wait(self) -> None:
+        """Until the last save is complete; then deletes what the config does not keep."""
+        self._writer.wait_until_finished()
+        keep, keep_every = self._config.keep, self._config.keep_every
+        for step in sorted(saved_steps(self.directory))[:-keep]:
+            if not (keep_every and step % keep_every == 0):
+                _set_aside(self.directory / str(step), _EVICTED).rmtree()
+
+    def close(self) -> None:
+        self.wait()
+        self._writer.close()
+
+
+def saved_steps(directory: epath.PathLike) -> list[int]:
+    """The steps of the complete checkpoints, in no order."""
+    directory = epath.Path(directory)
+    if not directory.exists():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+
+
+def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
+    """What was recorded beside the arrays; DamagedCheckpoint unless it is what was written."""
+    path = epath.Path(directory) / str(step) / "meta" / "metadata"
+    try:
+        content = json.loads(path.read_text())
+        meta, sha256 = content["meta"], content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"its meta cannot be read ({error})") from error
+    if _sha256(meta) != sha256 or meta.get("step") != step:
+        raise DamagedCheckpoint("its meta was changed after it was written")
+    return meta
+
+
+def restore_items(
+    directory: epath.PathLike, step: int, meta: dict[str, Any], items: dict[str, Any]
+) -> dict[str, Any]:
+    """The items named, read into the shapes and shardings of their abstract trees, verified.
+
+    DamagedCheckpoint when they cannot be read or their digests are not those of `meta`.
+    """
+    args = {name: ocp.args.StandardRestore(abstract) for name, abstract in items.items()}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        try:
+            path = epath.Path(directory) / str(step)
+            restored = reader.restore(path, args=ocp.args.Composite(**args))
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # Orbax and TensorStore raise bare Exceptions here
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DamagedCheckpoint(f"its arrays cannot be read ({reason:.200})") from error
+    trees = {name: restored[name] for name in items}
+    found = _by_path({name: jax.device_get(jax.jit(digest)(tree)) for name, tree in trees.items()})
+    differing = [path for path, value in found.items() if meta["digests"].get(path) != value]
+    if differing:
+        raise DamagedCheckpoint(f"these arrays are not what was written: {', '.join(differing)}")
+    return trees
+
+
+@jax.jit
+def _digest_and_finite(params: Any, opt_state: Any) -> tuple[Any, jax.Array]:
+    tree = {"params": params, "optimizer": opt_state}
+    return digest(tree), is_finite(tree)
+
+
+def _by_path(digests: Any) -> dict[str, list[int]]:
+    leaves = jax.tree_util.tree_leaves_with_path(digests)
+    return {path_string(path): [int(part) for part in leaf] for path, leaf in leaves}
+
+
+def _sha256(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _set_aside(path: epath.Path, suffix: str) -> epath.Path:
+    """Renames a checkpoint so that it no longer counts as one."""
+    target = path.parent / (path.name + suffix)
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.parent / f"{path.name}{suffix}{number}"
+    return path.rename(target)

@@ -1,0 +1,57 @@
+"""What the process does before and around the devices: memory, determinism, signals."""
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+import jax
+
+from ffn_alloc.errors import Preempted
+
+# glibc's mallopt parameters (malloc.h).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def set_up_devices(deterministic: bool) -> str:
+    """Starts the backend and returns its platform: 'cpu', 'gpu' or 'tpu'."""
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    platform = jax.default_backend()
+    if platform == "cpu" and sys.platform == "linux":
+        _keep_freed_memory()
+    return platform
+
+
+class StopRequest:
+    """SIGTERM: `requested` turns true and the loop saves and exits; before the loop, where
+    there is nothing to save, the process exits at once. Both with the code for preemption."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._in_loop = False
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def enter_loop(self) -> None:
+        self._in_loop = True
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self._in_loop:
+            print("SIGTERM before the first step: nothing to save", file=sys.stderr)
+            raise Preempted(step=0)
+
+
+def _keep_freed_memory() -> None:
+    """XLA:CPU allocates its temporary buffer anew in every step; by default glibc returns it to
+    the system each time, which costs a page fault for every 4 KiB (a quarter of a small step)."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library: slower, not wrong
+    mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    mallopt(_M_TOP_PAD, 64 << 20)

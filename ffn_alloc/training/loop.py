@@ -1,0 +1,97 @@
+"""The training loop.
+
+The state after t updates is "step t". Each turn of the loop keeps this order:
+  1. evaluate step t          (if it is due; not again after a restore)
+  2. save step t              (if it is due; every outstanding metric is read before)
+  3. stop, if asked to or done
+  4. next batch               (batch t is a function of seed and t alone)
+  5. dispatch update t
+  6. read and log update t-1  (so the devices never wait for the host)
+What is due depends on t alone, so that a resumed run does what the uninterrupted one does.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ffn_alloc.config import Config
+from ffn_alloc.errors import Preempted
+from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.host import StopRequest
+from ffn_alloc.training.sharding import batch_sharding, replicated, shardings
+from ffn_alloc.training.state import TrainState, abstract_state
+from ffn_alloc.training.step import make_train_step, put_batch
+from ffn_alloc.training.update_log import UpdateLog, due
+from ffn_alloc.training.writers import MetricsWriter, Terminal
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+
+def train(
+    config: Config,
+    mesh: Mesh,
+    state: TrainState,
+    first_step: int,
+    batches: Callable[..., Batches],
+    evaluators: Sequence[Any],
+    checkpoints: Checkpoints,
+    workdir: Path,
+    stop: StopRequest,
+) -> TrainState:
+    """Trains `state` from `first_step` to config.train.steps; returns the last state.
+
+    `batches(start_step=t)` iterates over the batches from step t on. Raises Preempted after
+    saving, and FloatingPointError at a loss or gradient that is not finite.
+    """
+    steps, terminal = config.train.steps, Terminal()
+    batch_iterator, update = batches(start_step=first_step), None
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, first_step)))
+        log = UpdateLog(config, mesh, writer, terminal, checkpoints)
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(jax.transfer_guard("disallow"))
+        stop.enter_loop()
+        for step in range(first_step, steps + 1):
+            restored = step == first_step and first_step > 0
+            if due(step, config.eval.every, steps) and not restored:
+                log.flush()
+                with log.clock.paused():
+                    for evaluator in evaluators:
+                        log.evaluated(step, evaluator.name, evaluator(state.params, step))
+            save = due(step, config.checkpoint.every, steps) or stop.requested
+            if save and step > first_step:
+                log.flush()
+                with log.clock.paused():
+                    checkpoints.save(state, step)
+            if stop.requested or step == steps:
+                break
+            with log.clock.waiting_for_data():
+                batch = put_batch(next(batch_iterator), batch_sharding(mesh))
+            if update is None:
+                update = _compile(config, mesh, batch, terminal)
+                log.clock.restart()
+            state, metrics = update(state, batch)
+            log.dispatched(step + 1, metrics)
+        checkpoints.wait()
+    if stop.requested and step < steps:
+        terminal.message(f"SIGTERM: saved step {step}; run the same command again to go on")
+        raise Preempted(step)
+    return state
+
+
+def _compile(config: Config, mesh: Mesh, batch: Any, terminal: Terminal) -> Callable[..., Any]:
+    """The update, compiled for the abstract state: a resumed run compiles the same program."""
+    terminal.message("compiling the training step …")
+    platform = mesh.devices.flat[0].platform
+    abstract = abstract_state(config, mesh)
+    update = jax.jit(
+        make_train_step(config, platform),
+        donate_argnums=0,
+        out_shardings=(shardings(abstract, mesh), replicated(mesh)),
+    )
+    return update.lower(abstract, batch).compile()

@@ -1,0 +1,55 @@
+"""Numbers about a step that are computed on the devices.
+
+Shapes: L layers (global index).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ffn_alloc.allocation import group_layers
+from ffn_alloc.config import ModelConfig
+
+
+def layer_norms(tree: Any, model: ModelConfig) -> jax.Array:
+    """L2 norms [num_layers] of each layer's part of a parameter or gradient tree."""
+    norms = []
+    for index, _ in enumerate(group_layers(model.ffn_dims)):
+        leaves = jax.tree.leaves(tree["groups"][str(index)])
+        squares = [jnp.sum(jnp.square(leaf), axis=range(1, leaf.ndim)) for leaf in leaves]
+        norms.append(jnp.sqrt(sum(squares)))
+    return jnp.concatenate(norms)
+
+
+def digest(tree: Any) -> Any:
+    """Two uint32 for every leaf, on whatever devices it is spread: changing any one element
+    changes them, and other changes go unnoticed with a chance of 2^-64.
+
+    The sum over all elements of a mixing of (bits, position); a sum does not depend on how the
+    array is cut. Leaves are float32, int32 or uint32.
+    """
+    return jax.tree.map(_leaf_digest, tree)
+
+
+def is_finite(tree: Any) -> jax.Array:
+    """Whether every floating-point element of the tree is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+
+
+def _leaf_digest(leaf: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    position = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        position = position * jnp.uint32(size) + index
+    mixed = [_mix(bits ^ _mix(position + jnp.uint32(salt))) for salt in (0x9E3779B9, 0x7F4A7C15)]
+    return jnp.stack([jnp.sum(values, dtype=jnp.uint32) for values in mixed])
+
+
+def _mix(values: jax.Array) -> jax.Array:
+    """The 32-bit finalizer of MurmurHash3 (public domain): a bijection."""
+    values = (values ^ (values >> 16)) * jnp.uint32(0x85EBCA6B)
+    values = (values ^ (values >> 13)) * jnp.uint32(0xC2B2AE35)
+    return values ^ (values >> 16)

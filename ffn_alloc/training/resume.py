@@ -1,0 +1,57 @@
+"""Going on where a run stopped: the right run, from its newest intact checkpoint.
+
+Precedence: 1. the newest intact checkpoint of the workdir; 2. the initial state of the seed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from ffn_alloc.config import Config, identity
+from ffn_alloc.errors import BadInput
+from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.optimizer import check_steps_change
+from ffn_alloc.training.state import TrainState, abstract_state, init_state
+from ffn_alloc.training.workdir import read_config
+
+
+def run_record(config: Config, data_fingerprint: str) -> dict[str, Any]:
+    """What config.json and every checkpoint hold, and a resume must agree with."""
+    return {
+        "identity": {**identity(config), "data.fingerprint": data_fingerprint},
+        "train_steps": config.train.steps,
+    }
+
+
+def check_workdir(workdir: Path, record: dict[str, Any]) -> None:
+    """BadInput if another run was started in this directory, with or without checkpoints."""
+    found = read_config(workdir)
+    if found is not None:
+        _check_same_run(record, found, str(workdir))
+
+
+def restore_or_init(
+    config: Config, mesh: Mesh, checkpoints: Checkpoints, record: dict[str, Any]
+) -> tuple[TrainState, int]:
+    """The state to go on from and the number of updates it has had."""
+
+    def check(meta: dict[str, Any]) -> None:
+        _check_same_run(record, meta, str(checkpoints.directory))
+        check_steps_change(config.optimizer, meta["train_steps"], config.train.steps, meta["step"])
+
+    restored = checkpoints.restore_newest(abstract_state(config, mesh), check)
+    return restored or (init_state(config, mesh), 0)
+
+
+def _check_same_run(record: dict[str, Any], found: dict[str, Any], where: str) -> None:
+    mine, theirs = record["identity"], found["identity"]
+    differing = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]
+    if differing:
+        changes = "; ".join(f"{key}: {theirs.get(key)} -> {mine.get(key)}" for key in differing)
+        raise BadInput(
+            "--workdir",
+            where,
+            f"holds a run that differs in {changes}",
+            "Set these fields back to go on, or give another --workdir",
+        )

@@ -1,0 +1,121 @@
+"""Where arrays live: parameter paths to logical axes to axes of the device mesh."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ffn_alloc.config import Config, MeshConfig, ModelConfig
+from ffn_alloc.errors import BadInput
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+_LOGICAL_TO_MESH = {
+    "batch": BATCH_AXES,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+    "layers": None,
+    "norm": None,
+}
+
+# The end of a parameter's path to its logical axes. Adam's moments have the same paths.
+_RULES = (
+    (r"embedding/table$", ("vocab", "embed")),
+    (r"unembedding/kernel$", ("embed", "vocab")),
+    (r"groups/\d+/attention/query$", ("layers", "embed", "heads")),
+    (r"groups/\d+/attention/(key|value)$", ("layers", "embed", "kv_heads")),
+    (r"groups/\d+/attention/out$", ("layers", "heads", "embed")),
+    (r"groups/\d+/ffn/(gate|up)$", ("layers", "embed", "ffn")),
+    (r"groups/\d+/ffn/down$", ("layers", "ffn", "embed")),
+    (r"groups/\d+/\w+_norm/gain$", ("layers", "norm")),
+    (r"final_norm/gain$", ("norm",)),
+    (r"(^|/)(step|count)$", ()),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices; -1 takes what the other axes leave. BadInput if it cannot be."""
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.asdict(config)
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    for axis in open_axes:
+        sizes[axis] = len(devices) // fixed
+    if int(np.prod(list(sizes.values()))) != len(devices):
+        raise BadInput(
+            "mesh",
+            dataclasses.asdict(config),
+            f"does not fill the {len(devices)} devices",
+            "Choose sizes whose product is their number, or -1 for one axis",
+        )
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    return Mesh(np.array(devices).reshape(shape), MESH_AXES)
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """BadInput, naming the numbers that fit, unless the mesh divides the model and the batch."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    model, tensor, fsdp = config.model, mesh.shape["tensor"], mesh.shape["fsdp"]
+    sizes = [
+        ("train.global_batch_size", config.train.global_batch_size, "data * fsdp", shards),
+        ("train.microbatch_size", config.microbatch_size, "data * fsdp", shards),
+        ("model.d_model", model.d_model, "fsdp", fsdp),
+        ("model.num_heads", model.num_heads, "tensor", tensor),
+        ("model.num_kv_heads", model.num_kv_heads, "tensor", tensor),
+        ("model.vocab_size", model.vocab_size, "tensor", tensor),
+        *_ffn_sizes(model, tensor),
+    ]
+    for field, size, axes, parts in sizes:
+        if size % parts:
+            fitting = [n for n in range(1, parts + 1) if size % n == 0]
+            raise BadInput(
+                field,
+                size,
+                f"is not divided by mesh {axes} = {parts}",
+                f"Choose a multiple of {parts}, or a mesh with {axes} of {fitting}",
+            )
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of a state (or a part of one) by its path."""
+
+    def leaf_sharding(path: Any, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(path_string(path), len(leaf.shape)))
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are split along their first dimension."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def partition_spec(path: str, rank: int) -> PartitionSpec:
+    """The spec of a parameter (or moment) by its path; every leaf needs a rule of its rank."""
+    for pattern, axes in _RULES:
+        if re.search(pattern, path):
+            if len(axes) != rank:
+                raise ValueError(f"{path!r} has rank {rank}, but its rule names {axes}")
+            return PartitionSpec(*(_LOGICAL_TO_MESH[axis] for axis in axes))
+    raise ValueError(f"no sharding rule for {path!r}; add one to sharding.py")
+
+
+def path_string(path: Any) -> str:
+    """'groups/0/ffn/up' for a key path of jax.tree_util."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _ffn_sizes(model: ModelConfig, tensor: int) -> list[tuple[str, int, str, int]]:
+    widths = sorted(set(model.ffn_dims) - {0})
+    return [("model.allocation FFN width", width, "tensor", tensor) for width in widths]

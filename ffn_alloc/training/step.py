@@ -1,0 +1,134 @@
+"""One training step as a pure function.
+
+Shapes: B global batch, M microbatches, T positions, L layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+
+from ffn_alloc.config import Config
+from ffn_alloc.model.attention import choose_kernel
+from ffn_alloc.model.decoder import forward
+from ffn_alloc.model.loss import token_nll
+from ffn_alloc.training.metrics import layer_norms
+from ffn_alloc.training.optimizer import learning_rate, make_optimizer
+from ffn_alloc.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(config: Config, platform: str) -> Step:
+    """(state, batch) -> (state, metrics), to be jitted with the state donated.
+
+    The batch holds inputs, targets (int32) and loss_weights (float32), each [B, T], and with
+    data.mask_documents also segment_ids and positions. Gradients and the loss are sums over
+    microbatches, divided once by the sum of the weights.
+    Metrics: loss (nats a token), z_loss, grad_norm (before clipping), learning_rate, tokens
+    (the weights' sum), and per layer grad_norms_L, param_norms_L.
+    """
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    schedule = learning_rate(config.optimizer, config.train.steps)
+    loss_sums = _make_loss_sums(config, platform)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, sums = _sum_gradients(loss_sums, state.params, batch, config)
+        weight = jnp.maximum(sums["weight"], 1.0)
+        grads = jax.tree.map(lambda grad: grad / weight, grads)
+        grad_norm = optax.global_norm(grads)
+        if config.optimizer.clip_norm:
+            scale = jnp.minimum(1.0, config.optimizer.clip_norm / (grad_norm + 1e-6))
+            clipped = jax.tree.map(lambda grad: grad * scale, grads)
+        else:
+            clipped = grads
+        updates, opt_state = optimizer.update(clipped, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": sums["nll"] / weight,
+            "z_loss": sums["z_loss"] / weight,
+            "grad_norm": grad_norm,
+            "learning_rate": schedule(state.step),
+            "tokens": sums["weight"],
+            "grad_norms_L": layer_norms(grads, config.model),
+            "param_norms_L": layer_norms(params, config.model),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> Batch:
+    """This process's rows become part of the global arrays: the only transfer of a step."""
+    with jax.transfer_guard("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, rows)
+            for name, rows in batch.items()
+        }
+
+
+def layers_per_iteration(config: Config, platform: str) -> int:
+    """How many layers an iteration of a group's scan lays out, from model.unroll.
+
+    auto: all on GPU, where a scan copies every saved activation; 1 elsewhere, where it
+    compiles faster and remat keeps its benefit.
+    """
+    unroll = config.model.unroll
+    if unroll == "auto":
+        unroll = "all" if platform in ("gpu", "cuda") else "1"
+    return config.model.num_layers if unroll == "all" else int(unroll)
+
+
+def _make_loss_sums(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
+    kernel = choose_kernel(config.model, config.data.mask_documents, platform)
+    unroll = layers_per_iteration(config, platform)
+
+    def loss_sums(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits_BTV = forward(
+            params,
+            batch["inputs"],
+            config.model,
+            kernel=kernel,
+            unroll=unroll,
+            positions_BT=batch.get("positions"),
+            segment_ids_BT=batch.get("segment_ids"),
+        )
+        nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"])
+        weights_BT = batch["loss_weights"]
+        nll = jnp.sum(nll_BT * weights_BT)
+        z_loss = jnp.zeros(())
+        if config.train.z_loss:
+            z_loss = config.train.z_loss * jnp.sum(jnp.square(log_z_BT) * weights_BT)
+        return nll + z_loss, {"nll": nll, "z_loss": z_loss, "weight": jnp.sum(weights_BT)}
+
+    return loss_sums
+
+
+def _sum_gradients(loss_sums, params, batch: Batch, config: Config):
+    """Gradients of the summed loss and its parts, over the microbatches one after the other."""
+    value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
+    count = config.train.global_batch_size // config.microbatch_size
+
+    def one(microbatch: Batch):
+        (_, sums), grads = value_and_grad(params, microbatch)
+        return grads, sums
+
+    if count == 1:
+        return one(batch)
+
+    # Microbatch m takes the rows m, m + M, …: each device keeps the rows it has.
+    microbatches = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(total, microbatch):
+        return jax.tree.map(jnp.add, total, one(microbatch)), None
+
+    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], microbatches))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, microbatches)[0]

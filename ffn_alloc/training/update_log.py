@@ -1,0 +1,86 @@
+"""Reads the metrics of each update, one update late, checks them and writes those due."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ffn_alloc.config import Config
+from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.timing import Clock, time_left
+from ffn_alloc.training.writers import MetricsWriter, Terminal
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether step `step` is one of every `every` steps, or the last; 0: the last alone."""
+    return step > 0 and (step == steps or (every > 0 and step % every == 0))
+
+
+class UpdateLog:
+    """At most one update is outstanding: its metrics are read after the next is dispatched."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        writer: MetricsWriter,
+        terminal: Terminal,
+        checkpoints: Checkpoints,
+    ):
+        self._config, self._writer, self._terminal = config, writer, terminal
+        self._checkpoints = checkpoints
+        self._pending: tuple[int, Any] | None = None
+        self.clock = Clock(config, mesh.devices.flat[0].device_kind, mesh.size)
+
+    def dispatched(self, step: int, metrics: Any) -> None:
+        self.flush()
+        self._pending = step, metrics
+        self.clock.step_done()
+
+    def flush(self) -> None:
+        """Reads the outstanding update, checks it, and writes it where it is due."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending[0], jax.device_get(self._pending[1])
+        self._pending = None
+        self._check_finite(step, metrics)
+        steps, train = self._config.train.steps, self._config.train
+        row: dict[str, Any] = {}
+        if due(step, train.log_every, steps):
+            scalars = ("loss", "grad_norm", "learning_rate", "tokens")
+            row |= {f"train/{name}": float(metrics[name]) for name in scalars}
+            row["train/tokens"] = float(step * self._config.tokens_per_step)
+            if train.z_loss:
+                row["train/z_loss"] = float(metrics["z_loss"])
+            row |= self.clock.read()
+            self._terminal.progress(self._line(step, row))
+        if train.log_layers_every and due(step, train.log_layers_every, steps):
+            for name in ("grad_norm", "param_norm"):
+                row[f"layers/{name}"] = metrics[f"{name}s_L"].tolist()
+        if row:
+            self._writer.write(step, row)
+
+    def evaluated(self, step: int, name: str, sums: dict[str, tuple[float, float]]) -> None:
+        means = {f"eval/{name}/{key}": total / weight for key, (total, weight) in sums.items()}
+        self._writer.write(step, means)
+        text = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
+        self._terminal.message(f"step {step}: {text}")
+
+    def _line(self, step: int, row: dict[str, Any]) -> str:
+        steps = self._config.train.steps
+        mfu = f" · MFU {row['perf/mfu']:.1%}" if "perf/mfu" in row else ""
+        return (
+            f"step {step}/{steps} · loss {row['train/loss']:.4f} · "
+            f"{row['perf/tokens_per_sec']:,.0f} tokens/s{mfu} · "
+            f"{time_left(steps - step, row['perf/step_seconds'])} left"
+        )
+
+    def _check_finite(self, step: int, metrics: Any) -> None:
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise FloatingPointError(
+                    f"train/{name} is {float(metrics[name])} in update {step}. "
+                    f"The last good checkpoint is {self._checkpoints.newest() or 'none yet'}. "
+                    "A lower optimizer.learning_rate or a longer warm-up usually helps"
+                )

@@ -1,0 +1,77 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard event files and the terminal."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from ffn_alloc.training.workdir import write_atomically
+
+Value = float | Sequence[float]  # a sequence holds one number a layer, by global layer index
+
+
+class MetricsWriter:
+    """Writes rows of metrics; those beyond `last_step` (of the restored checkpoint) are dropped."""
+
+    def __init__(self, workdir: Path, last_step: int):
+        path = workdir / "metrics.jsonl"
+        _drop_rows_after(path, last_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """One row: the metrics of the state after `step` updates."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            if isinstance(value, Sequence):
+                for layer, number in enumerate(value):
+                    self._tensorboard.add_scalar(f"{name}/{layer:02d}", number, step)
+            else:
+                self._tensorboard.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        self._tensorboard.close()
+        self._file.close()
+
+
+class Terminal:
+    """The progress line: rewritten in place on a terminal, a line each time elsewhere."""
+
+    def __init__(self) -> None:
+        self._in_place = sys.stderr.isatty()
+        self._width = 0
+
+    def progress(self, text: str) -> None:
+        if self._in_place:
+            print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        if self._width:
+            print(file=sys.stderr)
+            self._width = 0
+        print(text, file=sys.stderr, flush=True)
+
+
+def _drop_rows_after(path: Path, last_step: int) -> None:
+    """Keeps whole rows up to `last_step`; a row that a kill cut short is dropped too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["step"] <= last_step:
+            kept.append(line)
+    write_atomically(path, "".join(line + "\n" for line in kept))

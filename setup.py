@@ -1,0 +1,44 @@
+"""Installation: `pip install -e .`, with extras in brackets (see README.md)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.15"],
+    # Live comparison with the reference implementation (the suite has recorded values too).
+    "parity": ["torch>=2.6", "transformers>=5"],
+    # The openly licensed 32k tokenizer of the full-size configurations.
+    "mistral": ["mistral-common>=1.8"],
+}
+
+setup(
+    name="ffn_alloc",
+    version="0.1.0",
+    description="Where in depth should a language model spend its FFN parameters?",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ffn_alloc", "ffn_alloc.*", "configs"]),
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "ml-collections>=1.1",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets needs it and does not say so
+        "array-record>=0.8",
+        "absl-py>=2",
+        "etils[epath]>=1.12",
+        "numpy>=2",
+        "pyarrow>=18",
+        "sentencepiece>=0.2",
+        "tensorboardX>=2.6.5",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+)
