@@ -48,7 +48,7 @@ class DataConfig:
 
     source: str  # python_docs, tfds:NAME, jsonl:GLOB, parquet:GLOB or text:GLOB
     validation_source: str  # "": the source's own validation split, or 1 document in 100
-    data_dir: str  # where the TFDS data lies; "": TFDS's default
+    data_dir: str  # where the TFDS data lies; "": TFDS's default, for python_docs the cache
     prepared_dir: str  # where the prepared rows lie; "": a cache folder keyed by the fields here
     tokenizer: str  # bytes, sentencepiece:PATH, huggingface:PATH or mistral-v1
     sequence_length: int  # rows hold one token more

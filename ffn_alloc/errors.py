@@ -15,6 +15,9 @@ class BadInput(ValueError):
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
         super().__init__(f"{field} = {value!r}: {problem}. {remedy}")
 
+    def __reduce__(self):  # from a worker process it arrives pickled
+        return type(self), (self.field, self.value, self.problem, self.remedy)
+
 
 class Preempted(SystemExit):
     """The run was asked to stop, has saved its state, and goes on when it is started again."""

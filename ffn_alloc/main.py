@@ -14,11 +14,11 @@ from ffn_alloc import cli
 from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
+from ffn_alloc.data.storage import cache_root
 from ffn_alloc.evaluation.perplexity import Perplexity
 from ffn_alloc.model.attention import choose_kernel
-from ffn_alloc.training import resume, workdir
+from ffn_alloc.training import host, resume, workdir
 from ffn_alloc.training.checkpoint import Checkpoints
-from ffn_alloc.training.host import StopRequest, set_up_devices
 from ffn_alloc.training.loop import train
 from ffn_alloc.training.sharding import check_mesh, make_mesh
 
@@ -26,8 +26,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: 
 
 
 def main(config: Config) -> None:
-    stop = StopRequest()
-    platform = set_up_devices(config.train.deterministic)
+    stop = host.StopRequest()
+    platform = host.set_up_devices(config.train.deterministic, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     choose_kernel(config.model, config.data.mask_documents, platform)

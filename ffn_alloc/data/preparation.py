@@ -36,12 +36,11 @@ def ensure_prepared(config: Config) -> Manifest:
     other data than the config's, or fewer than one batch.
     """
     directory = prepared_dir(config)
-    size = sources.small_size(config.data)
     if (directory / manifest.NAME).exists():
         found = manifest.load(directory)
     elif directory.exists() and not (directory / _UNFINISHED / _PLAN).exists():
         found = manifest.load(directory)  # which says what is wrong with it
-    elif size is not None:
+    elif (size := sources.small_size(config.data)) is not None:
         found = prepare(config, min(workers.available_cores(), 1 + size // _TEXT_A_WORKER))
     else:
         raise _missing(config, directory)
@@ -63,13 +62,14 @@ def prepare(config: Config, num_workers: int = 0) -> Manifest:
     """
     directory, plan = prepared_dir(config), _plan(config)
     if not (directory / manifest.NAME).exists():
-        sources.check(config.data)  # before even a lock file appears
-    with storage.locked(directory):
-        if not (directory / manifest.NAME).exists():
-            _make(config, directory, plan, num_workers or workers.available_cores())
-        found = manifest.load(directory)
-        _check_same(directory, dataclasses.asdict(found), plan)
-        shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
+        units = sources.split(config.data)
+        _check_usable(directory, plan)  # before even a lock file appears
+        with storage.locked(directory):
+            if not (directory / manifest.NAME).exists():
+                _make(config, directory, plan, units, num_workers or workers.available_cores())
+    found = manifest.load(directory)
+    _check_same(directory, dataclasses.asdict(found), plan)
+    shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
     return found
 
 
@@ -129,7 +129,8 @@ def _missing(config: Config, directory: Path) -> BadInput:
             problems.append(str(error))
     problem = "holds no prepared rows, and the source is too large to prepare in passing"
     also = "".join(f"Missing too: {text}. " for text in problems)
-    return BadInput("data.prepared_dir", str(directory), problem, f"{also}Run: {_command()}")
+    run = "Then run" if problems else "Run"
+    return BadInput("data.prepared_dir", str(directory), problem, f"{also}{run}: {_command()}")
 
 
 def _command() -> str:
@@ -141,9 +142,29 @@ def _command() -> str:
     return shlex.join(["python", "-m", "ffn_alloc.prepare", *(chosen or ["--config=CONFIG"])])
 
 
-def _make(config: Config, directory: Path, plan: dict[str, Any], num_workers: int) -> None:
-    units, length = sources.split(config.data), config.data.sequence_length
+def _check_usable(directory: Path, plan: dict[str, Any]) -> None:
+    """BadInput unless the folder is absent, empty, finished, or on its way by the same plan."""
+    try:
+        found = json.loads((directory / _UNFINISHED / _PLAN).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found:
+        _check_same(directory, found, plan)
+    elif (directory / manifest.NAME).exists():
+        return  # another process has just finished it
+    elif directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        problem = f"has no {manifest.NAME} and is not empty"
+        remedy = "Name a folder that does not exist yet"
+        raise BadInput("data.prepared_dir", str(directory), problem, remedy)
+
+
+def _make(
+    config: Config, directory: Path, plan: dict[str, Any], units: sources.Units, num_workers: int
+) -> None:
+    """Makes the folder, or goes on with an unfinished one, up to its manifest."""
+    _check_usable(directory, plan)
     _open(directory, plan)
+    length = config.data.sequence_length
     tasks = [
         _Task(unit, directory, f"{split}-{i:05}.array_record", plan["tokenizer"], length)
         for split in ("validation", "train")
@@ -172,20 +193,14 @@ def _make(config: Config, directory: Path, plan: dict[str, Any], num_workers: in
 
 
 def _open(directory: Path, plan: dict[str, Any]) -> None:
-    """Makes the folder, or goes on with an unfinished one."""
-    path = directory / _UNFINISHED / _PLAN
-    if path.exists():
-        _check_same(directory, json.loads(path.read_text()), plan)
-    elif directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        problem = f"has no {manifest.NAME} and is not empty"
-        remedy = "Name a folder that does not exist yet"
-        raise BadInput("data.prepared_dir", str(directory), problem, remedy)
-    else:  # it appears together with its plan, so that a kill leaves no empty folder
-        temporary = storage.scratch(directory)
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / _UNFINISHED).mkdir(parents=True)
-        storage.write_json(temporary / _UNFINISHED / _PLAN, plan)
-        os.rename(temporary, directory)
+    if (directory / _UNFINISHED / _PLAN).exists():
+        return
+    # The folder appears together with its plan, so that a kill leaves no empty one.
+    temporary = storage.scratch(directory)
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / _UNFINISHED).mkdir(parents=True)
+    storage.write_json(temporary / _UNFINISHED / _PLAN, plan)
+    os.rename(temporary, directory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +243,7 @@ def _write_shards(tasks: list[_Task], num_workers: int) -> dict[str, Shard]:
 
 
 def _write_shard(task: _Task, report: workers.Report) -> Shard:
-    temporary = task.directory / _UNFINISHED / f"{task.name}.tmp"
+    temporary = task.directory / _UNFINISHED / f"{task.name}.{os.getpid()}.tmp"
     chosen = tokenizer.load(task.tokenizer)
     documents = task.unit.documents()
     shard = rows.write_shard(documents, chosen, task.sequence_length, temporary, report)

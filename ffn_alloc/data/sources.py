@@ -23,11 +23,13 @@ from pathlib import Path
 
 from ffn_alloc.config import DataConfig
 from ffn_alloc.data import files, tfds_source
+from ffn_alloc.data.python_docs import corpus
 from ffn_alloc.errors import BadInput
 
 _KNOWN = "Give python_docs, tfds:NAME, jsonl:GLOB, parquet:GLOB or text:GLOB"
 _ONE_VALIDATION_DOCUMENT_IN = 100
-_MOST_UNITS = 512  # every unit becomes a file that training keeps open
+# Every unit becomes a file that training keeps open, and 1024 open files is a usual limit.
+_TRAIN_UNITS, _VALIDATION_UNITS = 512, 64
 _SMALLEST_UNIT = 4 << 20  # bytes in files
 _SMALL = 64 << 20
 _PYTHON_DOCS_SIZE = 11 << 20  # about
@@ -66,34 +68,34 @@ class Units:
 
 def split(data: DataConfig) -> Units:
     """The units of both splits; BadInput if the source cannot be read or a split is empty."""
+    _named(data)
     if _is_files(data.source):
         pieces = files.pieces("data.source", data.source)
         sides = ("all", "all") if data.validation_source else ("train", "validation")
-        train = _group(pieces, sides[0], _SMALLEST_UNIT)
-        validation = _group(pieces, sides[1], _SMALLEST_UNIT * _ONE_VALIDATION_DOCUMENT_IN)
+        train = _group(pieces, _TRAIN_UNITS, _SMALLEST_UNIT, sides[0])
         train = _first_documents(train, data.max_documents)
+        smallest = _SMALLEST_UNIT * _ONE_VALIDATION_DOCUMENT_IN
+        validation = _group(pieces, _VALIDATION_UNITS, smallest, sides[1])
     else:
         reader = _tfds_reader("data.source", data.source, data.data_dir)
-        train = _one_each(reader.pieces("train", data.max_documents))
-        validation = () if data.validation_source else _one_each(reader.pieces("validation"))
+        train = _one_each(reader.pieces("train", _TRAIN_UNITS, data.max_documents))
+        validation = ()
+        if not data.validation_source:
+            validation = _one_each(reader.pieces("validation", _VALIDATION_UNITS))
     if data.validation_source:
         validation = _whole("data.validation_source", data.validation_source, data.data_dir)
-    _check_not_empty(data, "data.source", train, "Give a source with documents")
-    remedy = "Name another source for it: data.validation_source=KIND:..."
-    _check_not_empty(data, "data.validation_source", validation, remedy)
+    _check_not_empty("data.source", data.source, train)
+    _check_not_empty("data.validation_source", data.validation_source, validation)
     return Units(train, validation)
 
 
 def check(data: DataConfig) -> None:
     """BadInput unless both sources are there; reads no document."""
-    for field, source in (
-        ("data.source", data.source),
-        ("data.validation_source", data.validation_source or data.source),
-    ):
+    for field, source in _named(data):
         if _is_files(source):
             files.find(field, source)
         elif source == "python_docs":
-            tfds_source.python_docs_digest()
+            corpus.digest()
         else:
             _tfds_reader(field, source, data.data_dir)
 
@@ -120,15 +122,22 @@ def content_key(data: DataConfig) -> list[str]:
             for path in files.find(field, source):
                 key += [str(path.resolve()), files.version(path)]
         elif source == "python_docs":
-            key.append(tfds_source.python_docs_digest())
+            key.append(corpus.digest())
         else:
             key.append(str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else "")
     return key
 
 
 def _named(data: DataConfig) -> list[tuple[str, str]]:
-    named = [("data.source", data.source), ("data.validation_source", data.validation_source)]
-    return [(field, source) for field, source in named if source]
+    """The sources that are given, each of a known kind; BadInput otherwise."""
+    named = [("data.source", data.source)]
+    if data.validation_source:
+        named.append(("data.validation_source", data.validation_source))
+    for field, source in named:
+        kind, _, rest = source.partition(":")
+        if source != "python_docs" and not (rest and kind in ("tfds", *files.KINDS)):
+            raise BadInput(field, source, "unknown source", _KNOWN)
+    return named
 
 
 def _is_files(source: str) -> bool:
@@ -138,25 +147,24 @@ def _is_files(source: str) -> bool:
 def _tfds_reader(field: str, source: str, data_dir: str) -> tfds_source.Reader:
     if source == "python_docs":
         return tfds_source.python_docs(data_dir)
-    if source.startswith("tfds:") and source != "tfds:":
-        return tfds_source.find(field, source, data_dir)
-    raise BadInput(field, source, "unknown source", _KNOWN)
+    return tfds_source.find(field, source, data_dir)
 
 
 def _whole(field: str, source: str, data_dir: str) -> tuple[Unit, ...]:
     if _is_files(source):
-        return _group(files.pieces(field, source), "all", _SMALLEST_UNIT)
+        return _group(files.pieces(field, source), _VALIDATION_UNITS, _SMALLEST_UNIT, "all")
     reader = _tfds_reader(field, source, data_dir)
-    return _one_each(reader.pieces("validation" if reader.has("validation") else "all"))
+    splits = ["validation"] if "validation" in reader.counts else sorted(reader.counts)
+    return _one_each([piece for name in splits for piece in reader.pieces(name, _VALIDATION_UNITS)])
 
 
 def _one_each(pieces: Sequence[Piece]) -> tuple[Unit, ...]:
     return tuple(Unit((piece,)) for piece in pieces)
 
 
-def _group(pieces: Sequence[Piece], side: str, smallest: int) -> tuple[Unit, ...]:
-    """Neighbouring pieces in at most _MOST_UNITS units, none but the last lighter than smallest."""
-    enough = max(smallest, -(-sum(piece.weight for piece in pieces) // _MOST_UNITS))
+def _group(pieces: Sequence[Piece], most: int, smallest: int, side: str) -> tuple[Unit, ...]:
+    """Neighbouring pieces in at most `most` units, none but the last lighter than `smallest`."""
+    enough = max(smallest, -(-sum(piece.weight for piece in pieces) // most))
     units, current, weight = [], [], 0
     for piece in pieces:
         current.append(piece)
@@ -180,10 +188,13 @@ def _first_documents(units: tuple[Unit, ...], count: int) -> tuple[Unit, ...]:
     return tuple(result) if count else units
 
 
-def _check_not_empty(data: DataConfig, field: str, units: Sequence[Unit], remedy: str) -> None:
-    if not any(True for unit in units for _ in unit.documents()):
-        value = getattr(data, field.removeprefix("data."))
-        raise BadInput(field, value, f"finds no document in data.source = {data.source!r}", remedy)
+def _check_not_empty(field: str, source: str, units: Sequence[Unit]) -> None:
+    if any(True for unit in units for _ in unit.documents()):
+        return
+    if source:
+        raise BadInput(field, source, "has no document", "Name a source with documents")
+    problem = "leaves validation to 1 document in 100 of data.source, which gives none here"
+    raise BadInput(field, source, problem, "Name a source for it, such as text:GLOB")
 
 
 def _side(document: bytes) -> str:

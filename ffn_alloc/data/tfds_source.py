@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ffn_alloc.data import storage
 from ffn_alloc.data.python_docs import corpus, store
@@ -10,7 +11,6 @@ from ffn_alloc.errors import BadInput
 
 # tensorflow_datasets is imported late: it takes a second, and prepared rows do not need it.
 
-_MOST_PIECES = 512
 _SMALLEST_PIECE = 256  # documents
 
 
@@ -48,21 +48,17 @@ class Reader:
     version: str
     counts: dict[str, int]
 
-    def has(self, split: str) -> bool:
-        return split in self.counts
-
-    def pieces(self, split: str, most: int = 0) -> list[TfdsPiece]:
-        """The first `most` documents (0: all) of a split ("all": of all splits) in pieces."""
-        if split != "all" and split not in self.counts:
+    def pieces(self, split: str, most: int, first: int = 0) -> list[TfdsPiece]:
+        """At most `most` pieces, of the first `first` documents (0: all) of a split."""
+        if split not in self.counts:
             raise BadInput(
                 self.field,
                 self.source,
                 f"has no split {split!r}, only {sorted(self.counts)}",
                 "Use another source, or name data.validation_source",
             )
-        count = sum(self.counts.values()) if split == "all" else self.counts[split]
-        count = min(count, most) if most else count
-        size = max(_SMALLEST_PIECE, -(-count // _MOST_PIECES))
+        count = min(self.counts[split], first or self.counts[split])
+        size = max(_SMALLEST_PIECE, -(-count // most))
         return [
             TfdsPiece(self.directory, self.version, split, start, min(start + size, count))
             for start in range(0, count, size)
@@ -98,12 +94,7 @@ def python_docs(data_dir: str) -> Reader:
     return dataclasses.replace(reader, version=f"python_docs/{corpus.digest()}")
 
 
-def python_docs_digest() -> str:
-    """Of the embedded corpus, without building it."""
-    return corpus.digest()
-
-
-def _reader(field: str, source: str, builder) -> Reader:
+def _reader(field: str, source: str, builder: Any) -> Reader:
     info = builder.info
     formats = sorted(kind.value for kind in info.available_file_formats())
     if "array_record" not in formats:

@@ -1,7 +1,6 @@
 """Runs tasks in worker processes that die with their parent."""
 
 import concurrent.futures
-import copyreg
 import ctypes
 import multiprocessing
 import os
@@ -10,12 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ffn_alloc.errors import BadInput
-
 Report = Callable[[int], None]
-
-# An exception is rebuilt from its message alone, which BadInput is not.
-copyreg.pickle(BadInput, lambda e: (BadInput, (e.field, e.value, e.problem, e.remedy)))  # type: ignore[arg-type]
 
 _REPORT_EVERY = 1 << 20  # taking a lock for every document would cost more than some of them
 

@@ -12,6 +12,7 @@ from ffn_alloc.errors import BadInput
 # Causal attention over blocks of queries never computes the keys right of a block: 3/8 of the
 # scores are saved with 4 blocks, and the score matrix stays small.
 _QUERY_BLOCKS = 4
+_MASKED = -1e30  # finite: a row's own maximum is subtracted before exp
 
 
 def choose_kernel(model: ModelConfig, mask_documents: bool, platform: str) -> str:
@@ -71,10 +72,16 @@ def _attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
 
 
 def _attend_block(q_BKGTH, k_BKSH, v_BKSH, mask):
+    """Softmax attention; divided by the softmax's sum after the product with the values, which
+    is smaller than the weights."""
+    q_BKGTH = q_BKGTH * q_BKGTH.shape[-1] ** -0.5
     scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores * q_BKGTH.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
-    return jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS, v_BKSH)
+    scores = jnp.where(mask, scores, _MASKED)
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights_BKGTS = jnp.exp(scores - highest)
+    sums_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
+    y_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH)
+    return (y_BKGTH / sums_BKGT1).astype(v_BKSH.dtype)
 
 
 def _mask(start: int, stop: int, segment_ids_BT: jax.Array | None) -> jax.Array:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import jax
@@ -14,8 +15,13 @@ from ffn_alloc.errors import Preempted
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def set_up_devices(deterministic: bool) -> str:
-    """Starts the backend and returns its platform: 'cpu', 'gpu' or 'tpu'."""
+def set_up_devices(deterministic: bool, compiled_dir: Path) -> str:
+    """Starts the backend and returns its platform: 'cpu', 'gpu' or 'tpu'.
+
+    Compiled programs are kept in `compiled_dir`: a second start compiles nothing.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(compiled_dir))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

@@ -1,0 +1,137 @@
+"""The training command as a user runs it: finish, kill, stop, go on, and get the same model."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 12
+TINY = [
+    "--config.model.num_layers=6",
+    "--config.model.d_model=32",
+    "--config.model.d_ff=64",
+    "--config.model.unroll=1",
+    "--config.data.sequence_length=32",
+    f"--config.train.steps={STEPS}",
+    "--config.train.log_every=1",
+    "--config.checkpoint.every=2",
+    "--config.eval.every=4",
+    "--config.eval.rows=8",
+]
+
+
+def command(workdir: Path, *flags: str) -> list[str]:
+    config = f"--config={ROOT}/configs/quickstart.py"
+    return [sys.executable, "-m", "ffn_alloc.main", config, f"--workdir={workdir}", *TINY, *flags]
+
+
+def run(workdir: Path, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(workdir, *flags), capture_output=True, text=True, cwd=ROOT)
+
+
+def meta(workdir: Path, step: int) -> dict:
+    return json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+
+
+def rows(workdir: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what depends on the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith("perf/")}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    result = run(workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.mark.smoke
+def test_a_run_leaves_its_record(finished: Path):
+    steps = sorted(int(path.name) for path in (finished / "checkpoints").iterdir())
+    assert steps == [STEPS - 2, STEPS]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["config"]["train"]["steps"] == STEPS
+    assert config["ffn_dims"] == [0, 96, 96, 96, 96, 0]
+    assert config["versions"]["jax"]
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    logged = rows(finished)
+    assert [row["step"] for row in logged if "train/loss" in row] == list(range(1, STEPS + 1))
+    evaluated = [row for row in logged if "eval/validation/bits_per_byte" in row]
+    assert [row["step"] for row in evaluated] == [4, 8, STEPS]
+    # A byte model that knows nothing needs log2(320) bits a byte.
+    assert 3 < evaluated[-1]["eval/validation/bits_per_byte"] < 8.4
+
+
+@pytest.mark.smoke
+def test_a_finished_run_does_nothing_again(finished: Path):
+    before = rows(finished), meta(finished, STEPS)
+    result = run(finished)
+    assert result.returncode == 0, result.stderr
+    assert "compiling" not in result.stderr
+    assert (rows(finished), meta(finished, STEPS)) == before
+
+
+@pytest.mark.smoke
+def test_sigkill_at_any_moment_then_the_same_model(finished: Path, tmp_path: Path):
+    """Kills wherever the run happens to be, and goes on with the same command until it ends."""
+    workdir, moments = tmp_path / "run", random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL)
+        wait_for_checkpoint(workdir, process)
+        time.sleep(moments.uniform(0.0, 0.3))
+        process.kill()
+        process.wait()
+    result = run(workdir)
+    assert result.returncode == 0, result.stderr
+    assert meta(workdir, STEPS) == meta(finished, STEPS)
+    assert rows(workdir) == rows(finished)
+
+
+def test_sigterm_saves_and_exits_with_75(finished: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait() == 75, rest
+    assert "run the same command again" in rest
+    assert run(workdir).returncode == 0
+    assert meta(workdir, STEPS) == meta(finished, STEPS)
+    assert rows(workdir) == rows(finished)
+
+
+def test_another_run_is_refused_in_this_directory(finished: Path):
+    before = sorted(str(path) for path in finished.rglob("*"))
+    result = run(finished, "--config.model.allocation=first:0.5", "--config.seed=3")
+    assert result.returncode == 2
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: --workdir")
+    assert "model.ffn_dims: [0, 96, 96, 96, 96, 0] -> " in message and "seed: 0 -> 3" in message
+    assert sorted(str(path) for path in finished.rglob("*")) == before
+
+
+def wait_for_checkpoint(workdir: Path, process: subprocess.Popen) -> None:
+    """Until the run has saved something new, or ends."""
+    directory, start = workdir / "checkpoints", time.time()
+    before = set(os.listdir(directory)) if directory.exists() else set()
+    while process.poll() is None and time.time() < start + 120:
+        if directory.exists() and set(os.listdir(directory)) - before:
+            return
+        time.sleep(0.01)
