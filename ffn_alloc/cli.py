@@ -40,13 +40,12 @@ def run(verb: Callable[[Config], None]) -> None:
 
 
 def _config() -> Config:
-    values = flags.FLAGS.config
-    if values is None:
+    values, where = flags.FLAGS.config, flags.FLAGS["config"].config_filename
+    if values is None and where is None:
         raise BadInput("--config", None, "missing", "Give a file such as configs/quickstart.py")
     try:
         plain = values.to_dict()
     except Exception as error:  # the flag keeps a file that does not load until it is used
-        where = flags.FLAGS["config"].config_filename
         raise BadInput("--config", where, f"does not load: {_last_line(error)}", _REMEDY) from error
     return from_dict(plain)
 
@@ -61,27 +60,27 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except BadInput as error:
         _exit_bad_input(error)
     except Exception as error:  # a config file can raise anything
-        field, value = _culprit(argv, error)
-        _exit_bad_input(BadInput(field, value, _last_line(error), _REMEDY))
+        _exit_bad_input(_explained(argv, error))
 
 
-def _culprit(argv: Sequence[str], error: Exception) -> tuple[str, str]:
-    """The flag that an error of the parser is about, and its value."""
-    key = re.findall(r"\w+", str(error))[:1]
+def _explained(argv: Sequence[str], error: Exception) -> BadInput:
+    """Names the flag that an error of the parser is about."""
+    words = re.findall(r"\w+", str(error))
     for argument in argv[1:]:
         field, _, value = argument.partition("=")
-        if isinstance(error, AttributeError | KeyError) and key == [field.rpartition(".")[2]]:
-            return field, value
+        section, _, key = field.rpartition(".")
+        if isinstance(error, AttributeError | KeyError) and section and words[:1] == [key]:
+            return BadInput(field, value, "unknown key", _REMEDY)
         if f"flag {argument}" in str(error):
-            return field, value
-    return "command line", " ".join(argv[1:])
+            return BadInput(field, value, _last_line(error), _REMEDY)
+    return BadInput("command line", " ".join(argv[1:]), _last_line(error), _REMEDY)
 
 
 def _last_line(error: Exception) -> str:
-    """Of a traceback in the text, the error itself; of an unknown key, what it was."""
-    if isinstance(error, AttributeError | KeyError):
-        return "unknown key"
-    return str(error).strip(". \n").splitlines()[-1].strip()
+    """Of a traceback in the text, the error itself."""
+    text = str(error).strip(". \n").splitlines()[-1:]
+    kind = [] if isinstance(error, flags.Error | OSError) else [type(error).__name__]
+    return ": ".join(kind + text).strip()
 
 
 def _exit_bad_input(error: BadInput) -> NoReturn:

@@ -198,7 +198,7 @@ def _value(kind: Any, value: Any, field: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, field + ".")  # type: ignore[arg-type]
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if value.bit_length() < 1024 else math.inf
     if type(value) is not kind:
         found = type(value).__name__
         raise BadInput(field, value, f"is {found}, not {kind.__name__}", "Give the right type")
@@ -244,6 +244,11 @@ def _validate(config: Config) -> None:
     for field in _FRACTIONS:
         if not 0 <= _get(config, field) <= 1:
             raise BadInput(field, _get(config, field), "is outside [0, 1]", "Give a fraction")
+    for field in ("optimizer.beta1", "optimizer.beta2"):
+        if _get(config, field) == 1:
+            raise BadInput(field, 1.0, "never forgets the first gradient", "Give less than 1")
+    if config.seed >= 1 << 32:  # jax would take the lower 32 bits
+        raise BadInput("seed", config.seed, "has more than 32 bits", "Give less than 2^32")
     _validate_name(config.name)
     _validate_model(config.model)
     _validate_batch(config)

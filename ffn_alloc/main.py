@@ -27,7 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: 
 
 def main(config: Config) -> None:
     stop = host.StopRequest()
-    platform = host.set_up_devices(config.train.deterministic, cache_root() / "compiled")
+    platform = host.set_up_devices(config, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     choose_kernel(config.model, config.data.mask_documents, platform)

@@ -23,6 +23,9 @@ from ffn_alloc.training.state import TrainState
 _EVICTED = ".evicted"
 _DAMAGED = ".damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+# Orbax encodes this much of an item at a time; without a limit a save needs twice the memory of
+# the state, and is no faster.
+_GB_IN_FLIGHT = 2
 
 
 class DamagedCheckpoint(Exception):
@@ -36,10 +39,10 @@ class Checkpoints:
         self.directory = epath.Path(directory)
         self._config = config
         self._record = record
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._writer = ocp.AsyncCheckpointer(_handler())
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
-            if _UNFINISHED in path.name or path.name.endswith(_EVICTED):
+            if _UNFINISHED in path.name or _EVICTED in path.name:
                 path.rmtree()
 
     def save(self, state: TrainState, step: int) -> None:
@@ -51,9 +54,13 @@ class Checkpoints:
         self.wait()
         if step in saved_steps(self.directory):
             return
-        digests, finite = jax.device_get(_digest_and_finite(state.params, state.opt_state))
+        items = {"params": state.params, "optimizer": state.opt_state}
+        digests, finite = jax.device_get((digest(items), is_finite(items)))
         if not finite:
-            raise FloatingPointError(f"the state of step {step} is not finite and was not saved")
+            raise FloatingPointError(
+                f"the state of step {step} is not finite and was not saved. "
+                f"The last good checkpoint is {self.newest() or 'none yet'}"
+            )
         meta = {"step": step, "digests": _by_path(digests), **self._record}
         self._writer.save(
             self.directory / str(step),
@@ -142,7 +149,7 @@ def restore_items(
     DamagedCheckpoint when they cannot be read or their digests are not those of `meta`.
     """
     args = {name: ocp.args.StandardRestore(abstract) for name, abstract in items.items()}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with ocp.Checkpointer(_handler()) as reader:
         try:
             path = epath.Path(directory) / str(step)
             restored = reader.restore(path, args=ocp.args.Composite(**args))
@@ -152,17 +159,22 @@ def restore_items(
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DamagedCheckpoint(f"its arrays cannot be read ({reason:.200})") from error
     trees = {name: restored[name] for name in items}
-    found = _by_path({name: jax.device_get(jax.jit(digest)(tree)) for name, tree in trees.items()})
+    found = _by_path(jax.device_get(digest(trees)))
     differing = [path for path, value in found.items() if meta["digests"].get(path) != value]
     if differing:
         raise DamagedCheckpoint(f"these arrays are not what was written: {', '.join(differing)}")
     return trees
 
 
-@jax.jit
-def _digest_and_finite(params: Any, opt_state: Any) -> tuple[Any, jax.Array]:
-    tree = {"params": params, "optimizer": opt_state}
-    return digest(tree), is_finite(tree)
+def _handler() -> ocp.CompositeCheckpointHandler:
+    def arrays() -> ocp.StandardCheckpointHandler:
+        return ocp.StandardCheckpointHandler(
+            save_concurrent_gb=_GB_IN_FLIGHT, restore_concurrent_gb=_GB_IN_FLIGHT
+        )
+
+    return ocp.CompositeCheckpointHandler(
+        params=arrays(), optimizer=arrays(), meta=ocp.JsonCheckpointHandler()
+    )
 
 
 def _by_path(digests: Any) -> dict[str, list[int]]:

@@ -9,24 +9,29 @@ from types import FrameType
 
 import jax
 
+from ffn_alloc.accounting import count_bytes
+from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
+
+_SMALL_STATE = 1 << 30  # bytes; above it, memory that is kept may be what is missing elsewhere
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def set_up_devices(deterministic: bool, compiled_dir: Path) -> str:
+def set_up_devices(config: Config, compiled_dir: Path) -> str:
     """Starts the backend and returns its platform: 'cpu', 'gpu' or 'tpu'.
 
     Compiled programs are kept in `compiled_dir`: a second start compiles nothing.
     """
     jax.config.update("jax_compilation_cache_dir", str(compiled_dir))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if deterministic:
+    if config.train.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     platform = jax.default_backend()
-    if platform == "cpu" and sys.platform == "linux":
+    small = count_bytes(config.model).checkpoint < _SMALL_STATE
+    if platform == "cpu" and sys.platform == "linux" and small:
         _keep_freed_memory()
     return platform
 

@@ -63,12 +63,13 @@ def train(
                 with log.clock.paused():
                     for evaluator in evaluators:
                         log.evaluated(step, evaluator.name, evaluator(state.params, step))
-            save = due(step, config.checkpoint.every, steps) or stop.requested
+            stopping = stop.requested  # read once: what stops here was saved here
+            save = due(step, config.checkpoint.every, steps) or stopping
             if save and step > first_step:
                 log.flush()
                 with log.clock.paused():
                     checkpoints.save(state, step)
-            if stop.requested or step == steps:
+            if stopping or step == steps:
                 break
             with log.clock.waiting_for_data():
                 batch = put_batch(next(batch_iterator), batch_sharding(mesh))
@@ -78,7 +79,7 @@ def train(
             state, metrics = update(state, batch)
             log.dispatched(step + 1, metrics)
         checkpoints.wait()
-    if stop.requested and step < steps:
+    if stopping and step < steps:
         terminal.message(f"SIGTERM: saved step {step}; run the same command again to go on")
         raise Preempted(step)
     return state

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from ffn_alloc.allocation import group_layers
 from ffn_alloc.config import ModelConfig
 
+_SALTS = (0x9E3779B9, 0x7F4A7C15)
+
 
 def layer_norms(tree: Any, model: ModelConfig) -> jax.Array:
     """L2 norms [num_layers] of each layer's part of a parameter or gradient tree."""
@@ -27,7 +29,8 @@ def digest(tree: Any) -> Any:
     changes them, and other changes go unnoticed with a chance of 2^-64.
 
     The sum over all elements of a mixing of (bits, position); a sum does not depend on how the
-    array is cut. Leaves are float32, int32 or uint32.
+    array is cut. Leaves are float32, int32 or uint32. Not under jit: leaf by leaf, and layer by
+    layer in stacked ones, it needs little memory beside the tree.
     """
     return jax.tree.map(_leaf_digest, tree)
 
@@ -35,16 +38,35 @@ def digest(tree: Any) -> Any:
 def is_finite(tree: Any) -> jax.Array:
     """Whether every floating-point element of the tree is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+    return jnp.all(jnp.stack([_leaf_is_finite(leaf) for leaf in floats]))
 
 
+@jax.jit
+def _leaf_is_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(leaf))
+
+
+@jax.jit
 def _leaf_digest(leaf: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    position = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis, size in enumerate(leaf.shape):
-        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    if leaf.ndim < 3:
+        return _digest_from(leaf, jnp.uint32(0))
+
+    def add(total, numbered_layer):
+        number, layer = numbered_layer
+        return total + _digest_from(layer, number * jnp.uint32(layer.size)), None
+
+    numbers = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
+    return jax.lax.scan(add, jnp.zeros(2, jnp.uint32), (numbers, leaf))[0]
+
+
+def _digest_from(part: jax.Array, first: jax.Array) -> jax.Array:
+    """[2]: the sums over a part of a leaf that begins at position `first`."""
+    bits = jax.lax.bitcast_convert_type(part, jnp.uint32)
+    position = jnp.zeros(part.shape, jnp.uint32)
+    for axis, size in enumerate(part.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis)
         position = position * jnp.uint32(size) + index
-    mixed = [_mix(bits ^ _mix(position + jnp.uint32(salt))) for salt in (0x9E3779B9, 0x7F4A7C15)]
+    mixed = [_mix(bits ^ _mix(first + position + jnp.uint32(salt))) for salt in _SALTS]
     return jnp.stack([jnp.sum(values, dtype=jnp.uint32) for values in mixed])
 
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from ffn_alloc.accounting import training_flops
 from ffn_alloc.config import Config
 
-# Dense bf16 matrix products, FLOP/s a device, by a part of jax's device_kind. Sources: NVIDIA
-# data sheets of the A100, H100 and H200 (SXM), Google Cloud TPU documentation per chip.
+# Dense bf16 matrix products, FLOP/s a device, by jax's device_kind (TPU) or a word of it (GPU).
+# Sources: NVIDIA data sheets of the A100, H100 and H200 (SXM), Google Cloud TPU documentation
+# per chip.
 _PEAK_FLOPS = {
     "A100": 312e12,
     "H100": 989.4e12,
@@ -22,12 +23,16 @@ _PEAK_FLOPS = {
     "TPU v6e": 918e12,
     "TPU7x": 2307e12,
 }
+_OTHER_VARIANTS = {"PCIe", "NVL", "MIG"}  # slower cards of the same name, and parts of a card
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bf16 FLOP/s of a device, None where we do not know it (a CPU, a new chip)."""
-    known = [kind for kind in _PEAK_FLOPS if kind in device_kind]
-    return _PEAK_FLOPS[max(known, key=len)] if known else None
+    """Peak bf16 FLOP/s of a device, None where we do not know it (a CPU, a new chip, a slice)."""
+    if device_kind.startswith("TPU"):
+        return _PEAK_FLOPS.get(device_kind)
+    words = device_kind.replace("-", " ").split()
+    known = [_PEAK_FLOPS[word] for word in words if word in _PEAK_FLOPS]
+    return known[0] if known and not _OTHER_VARIANTS & set(words) else None
 
 
 class Clock:

@@ -79,6 +79,7 @@ class UpdateLog:
     def _check_finite(self, step: int, metrics: Any) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
+                self._checkpoints.wait()  # one that is being written counts
                 raise FloatingPointError(
                     f"train/{name} is {float(metrics[name])} in update {step}. "
                     f"The last good checkpoint is {self._checkpoints.newest() or 'none yet'}. "

@@ -24,10 +24,14 @@ def lock(workdir: Path) -> Iterator[None]:
 
     The kernel drops the lock when the process ends, however it ends.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / ".lock"
-    # Not inheritable: a worker that outlives us for a moment does not keep it.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Not inheritable: a worker that outlives us for a moment does not keep it.
+        descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise BadInput(
+            "--workdir", str(workdir), f"cannot be used ({error.strerror})", "Give another one"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,11 +73,14 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(
-            "--workdir", str(path), f"is no JSON ({error})", "Restore it, or use another workdir"
-        ) from error
+        content = json.loads(path.read_text())
+        if isinstance(content["identity"], dict):
+            return content
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise BadInput(
+        "--workdir", str(path), "is no record of a run", "Restore it, or use another workdir"
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:
