@@ -40,12 +40,12 @@ def run(verb: Callable[[Config], None]) -> None:
 
 
 def _config() -> Config:
-    values, where = flags.FLAGS.config, flags.FLAGS["config"].config_filename
-    if values is None and where is None:
+    if not flags.FLAGS["config"].present:
         raise BadInput("--config", None, "missing", "Give a file such as configs/quickstart.py")
     try:
-        plain = values.to_dict()
+        plain = flags.FLAGS.config.to_dict()
     except Exception as error:  # the flag keeps a file that does not load until it is used
+        where = flags.FLAGS["config"].config_filename
         raise BadInput("--config", where, f"does not load: {_last_line(error)}", _REMEDY) from error
     return from_dict(plain)
 

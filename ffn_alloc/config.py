@@ -7,7 +7,7 @@ wrong type are errors. No field has a default here: what a run uses stands in it
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ffn_alloc import allocation
@@ -225,30 +225,29 @@ _NOT_NEGATIVE = (
     "seed data.max_documents train.microbatch_size train.z_loss train.log_layers_every "
     "optimizer.weight_decay optimizer.clip_norm checkpoint.keep_every eval.every eval.rows"
 ).split()
+_BETAS = ("optimizer.beta1", "optimizer.beta2")
 _FRACTIONS = (
-    "optimizer.warmup_fraction optimizer.decay_fraction optimizer.final_fraction "
-    "optimizer.beta1 optimizer.beta2"
-).split()
+    "optimizer.warmup_fraction optimizer.decay_fraction optimizer.final_fraction".split()
+    + list(_BETAS)
+)
+_BOUNDS: tuple[tuple[Sequence[str], Callable[[Any], bool], str, str], ...] = (
+    (_POSITIVE, lambda value: value <= 0, "is not positive", "Give a positive number"),
+    (_NOT_NEGATIVE, lambda value: value < 0, "is negative", "Give 0 or more"),
+    (_FRACTIONS, lambda value: not 0 <= value <= 1, "is outside [0, 1]", "Give a fraction"),
+    (_BETAS, lambda value: value == 1, "never forgets the first gradient", "Give less than 1"),
+    # jax would take the lower 32 bits.
+    (["seed"], lambda value: value >= 1 << 32, "has more than 32 bits", "Give less than 2^32"),
+)
 
 
 def _validate(config: Config) -> None:
     for field, choices in _CHOICES.items():
         if _get(config, field) not in choices:
             raise BadInput(field, _get(config, field), "unknown", f"Choose one of {choices}")
-    for field in _POSITIVE:
-        if _get(config, field) <= 0:
-            raise BadInput(field, _get(config, field), "is not positive", "Give a positive number")
-    for field in _NOT_NEGATIVE:
-        if _get(config, field) < 0:
-            raise BadInput(field, _get(config, field), "is negative", "Give 0 or more")
-    for field in _FRACTIONS:
-        if not 0 <= _get(config, field) <= 1:
-            raise BadInput(field, _get(config, field), "is outside [0, 1]", "Give a fraction")
-    for field in ("optimizer.beta1", "optimizer.beta2"):
-        if _get(config, field) == 1:
-            raise BadInput(field, 1.0, "never forgets the first gradient", "Give less than 1")
-    if config.seed >= 1 << 32:  # jax would take the lower 32 bits
-        raise BadInput("seed", config.seed, "has more than 32 bits", "Give less than 2^32")
+    for fields, is_wrong, problem, remedy in _BOUNDS:
+        for field in fields:
+            if is_wrong(_get(config, field)):
+                raise BadInput(field, _get(config, field), problem, remedy)
     _validate_name(config.name)
     _validate_model(config.model)
     _validate_batch(config)

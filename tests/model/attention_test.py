@@ -1,0 +1,84 @@
+"""The attention kernel against naive float64 numpy, and which kernel is chosen where."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from ffn_alloc.errors import BadInput
+from ffn_alloc.model.attention import attend, choose_kernel
+from tests.helpers import quick_jit, tiny_model
+from tests.model import numpy_llama
+
+attend_xla = quick_jit(partial(attend, kernel="xla"))
+
+GPU_MODEL = dataclasses.replace(tiny_model(attention="cudnn"), compute_dtype="bfloat16")
+# What cudnn cannot do: how a model on a GPU is spoiled, and the words that name the reason.
+REFUSALS = {
+    "cpu": (dict(), False, "cpu", "the platform is cpu"),
+    "tpu": (dict(), False, "tpu", "the platform is tpu"),
+    "documents": (dict(), True, "gpu", "data.mask_documents"),
+    "float32": (dict(compute_dtype="float32"), False, "gpu", "model.compute_dtype is float32"),
+    "large heads": (dict(head_dim=256), False, "gpu", "head_dim"),
+    "odd heads": (dict(head_dim=12), False, "gpu", "head_dim"),
+}
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("lengths", [(8,), (7,), (1,), (3, 1, 4), (5, 2)])
+def test_attention_equals_naive_numpy(num_kv_heads, lengths):
+    """Lengths of the documents: in total divisible by 4 (blocks of queries) and not."""
+    T, N, K, H = sum(lengths), 4, num_kv_heads, 6
+    random = np.random.RandomState(0)
+    q_BTNH, k_BSKH, v_BSKH = (
+        random.standard_normal((2, T, heads, H)).astype(np.float32) for heads in (N, K, K)
+    )
+    segment_ids_BT = np.repeat(np.arange(len(lengths)), lengths)[None].repeat(2, axis=0)
+    expected_BTNH = np.stack(
+        [
+            numpy_llama.attention(*sequence)
+            for sequence in zip(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, strict=True)
+        ]
+    )
+    ids = segment_ids_BT if len(lengths) > 1 else None
+    y_BTNH = attend_xla(q_BTNH, k_BSKH, v_BSKH, ids)
+    np.testing.assert_allclose(y_BTNH, expected_BTNH, atol=1e-6)
+
+
+def test_huge_scores_stay_finite():
+    q_BTNH = np.full((1, 4, 1, 2), 1e4, np.float32)
+    v_BSKH = np.arange(8, dtype=np.float32).reshape(1, 4, 1, 2)
+    y_BTNH = attend_xla(q_BTNH, q_BTNH, v_BSKH, None)
+    means_TH = np.cumsum(v_BSKH[0, :, 0], axis=0) / np.arange(1, 5)[:, None]
+    np.testing.assert_allclose(y_BTNH[0, :, 0], means_TH, rtol=1e-6)
+
+
+@pytest.mark.parametrize("change, mask_documents, platform, words", REFUSALS.values(), ids=REFUSALS)
+def test_cudnn_is_refused_where_it_cannot_serve(change, mask_documents, platform, words):
+    model = dataclasses.replace(GPU_MODEL, **change)
+    with pytest.raises(BadInput, match=words) as error:
+        choose_kernel(model, mask_documents, platform)
+    assert (error.value.field, error.value.value) == ("model.attention", "cudnn")
+    automatic = dataclasses.replace(model, attention="auto")
+    assert choose_kernel(automatic, mask_documents, platform) == "xla"
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda"])
+def test_kernels_on_a_gpu(platform):
+    for wanted, chosen in (("auto", "cudnn"), ("cudnn", "cudnn"), ("xla", "xla")):
+        model = dataclasses.replace(GPU_MODEL, attention=wanted)
+        assert choose_kernel(model, False, platform) == chosen
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_xla_serves_everywhere(platform):
+    model = dataclasses.replace(GPU_MODEL, attention="xla", compute_dtype="float32", head_dim=256)
+    assert choose_kernel(model, True, platform) == "xla"
+
+
+def test_cudnn_refuses_segment_ids_itself():
+    q_BTNH = jax.numpy.zeros((1, 4, 1, 8), jax.numpy.bfloat16)
+    with pytest.raises(AssertionError, match="documents"):
+        attend(q_BTNH, q_BTNH, q_BTNH, np.zeros((1, 4), np.int32), "cudnn")

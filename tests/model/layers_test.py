@@ -1,0 +1,82 @@
+"""The parts of a layer: what a layer without FFN holds, norms, rotary positions, initial spread.
+
+Shapes: B batch, T positions, N heads, H head_dim, D d_model.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ffn_alloc.model.layers import DecoderLayer, RMSNorm, matrix_std, rotary_tables, rotate
+from tests.helpers import tiny_model
+
+MODEL = tiny_model()
+
+
+def layer_shapes(ffn_dim: int) -> dict[str, Any]:
+    make = lambda: DecoderLayer(MODEL, ffn_dim, jax.random.key(0))  # noqa: E731
+    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make)))
+    return jax.tree.map(lambda leaf: leaf.shape, state)
+
+
+def test_a_removed_ffn_leaves_attention_and_its_norm_alone():
+    attention = {"query": (32, 32), "key": (32, 16), "value": (32, 16), "out": (32, 32)}
+    bare = {"attention_norm": {"gain": (32,)}, "attention": attention}
+    assert layer_shapes(0) == bare
+    ffn = {"gate": (32, 48), "up": (32, 48), "down": (48, 32)}
+    assert layer_shapes(48) == {**bare, "ffn_norm": {"gain": (32,)}, "ffn": ffn}
+
+
+def test_norm_has_unit_mean_square_times_gain_and_keeps_the_type():
+    norm = RMSNorm(MODEL)
+    norm.gain[...] = jnp.arange(1.0, 33.0)
+    x_BTD = 1e3 * np.random.RandomState(0).standard_normal((2, 3, 32)).astype(np.float32)
+    y_BTD = norm(x_BTD) / norm.gain[...]
+    np.testing.assert_allclose(jnp.mean(y_BTD**2, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(norm(x_BTD), norm(100 * x_BTD), rtol=1e-5)
+    assert norm(x_BTD.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(norm(jnp.zeros((1, 1, 32))), 0)  # epsilon
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    random = np.random.RandomState(0)
+    q_BTNH, k_BTNH = random.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
+
+    def score(q_position: int, k_position: int) -> float:
+        turned = [
+            rotate(x_BTNH, rotary_tables(jnp.array([[position]]), 8, 10_000.0))
+            for x_BTNH, position in ((q_BTNH, q_position), (k_BTNH, k_position))
+        ]
+        return (turned[0] * turned[1]).sum()
+
+    np.testing.assert_allclose(score(0, 0), (q_BTNH * k_BTNH).sum(), rtol=1e-6)
+    np.testing.assert_allclose(score(9, 4), score(105, 100), rtol=1e-4)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-2
+
+
+def test_rotary_turns_pair_i_by_theta_to_the_minus_2i_over_h():
+    theta, position = 100.0, 3
+    rotary = rotary_tables(jnp.array([[position]]), 4, theta)
+    x_BTNH = jnp.array([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
+    angles = position * np.array([1.0, theta**-0.5])
+    expected_H = np.concatenate([np.cos(angles), np.sin(angles)])
+    np.testing.assert_allclose(rotate(x_BTNH, rotary)[0, 0, 0], expected_H, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "initializer, fan_in, residual, expected",
+    [
+        ("normal", 32, False, 0.02),
+        ("normal", 192, True, 0.02),
+        ("scaled", 32, False, 32**-0.5),
+        ("scaled", 192, False, 192**-0.5),
+        ("scaled", 192, True, 192**-0.5 / 12**0.5),  # 2 outputs a layer, removed FFNs or not
+    ],
+)
+def test_standard_deviations(initializer, fan_in, residual, expected):
+    model = tiny_model("middle:0.5", initializer=initializer)
+    assert matrix_std(model, fan_in, residual) == pytest.approx(expected)

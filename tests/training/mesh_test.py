@@ -1,0 +1,162 @@
+"""Eight simulated devices against one, in a process of its own.
+
+The number of simulated devices must be set before jax starts, so this file is also a program:
+`python -m tests.training.mesh_test DIRECTORY` prints what the tests look at as one line of JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ffn_alloc.training import resume
+from ffn_alloc.training.checkpoint import Checkpoints, read_meta
+from ffn_alloc.training.metrics import digest
+from ffn_alloc.training.sharding import batch_sharding, check_mesh, make_mesh, shardings
+from ffn_alloc.training.state import init_state
+from ffn_alloc.training.step import make_train_step, put_batch
+from tests.training.runs import assert_equal_trees, make_batch, micro_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = {"1x1x1": 1, "1x8x1": 8, "2x2x2": 8, "1x4x2": 8, "8x1x1": 8}  # to number of devices
+SAVED = "1x4x2"
+RESTORED = {"2x1x2": 4, "1x1x1": 1}
+STEPS = 5
+
+
+def config_of(shape: str):
+    data, fsdp, tensor = (int(size) for size in shape.split("x"))
+    return micro_config(
+        **{
+            "model.num_kv_heads": 2,
+            "train.steps": STEPS,
+            "train.global_batch_size": 16,
+            "train.microbatch_size": 8 if shape == "2x2x2" else 0,
+            "optimizer.learning_rate": 0.1,
+            "optimizer.epsilon": 1e-2,  # no signs of tiny gradients: rounding stays small
+            "mesh.data": data,
+            "mesh.fsdp": fsdp,
+            "mesh.tensor": tensor,
+        }
+    )
+
+
+def mesh_of(shape: str, devices: int):
+    config = config_of(shape)
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    check_mesh(config, mesh)
+    return config, mesh
+
+
+def train(config, mesh, state):
+    """The state after five steps on one batch, and their losses."""
+    losses = []
+    step = jax.jit(make_train_step(config, "cpu"), donate_argnums=0)
+    with jax.set_mesh(mesh):
+        batch = put_batch(make_batch(config, 0), batch_sharding(mesh))
+        for _ in range(STEPS):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def contents(tree):
+    """Bytes and digests of every leaf, wherever it lies."""
+    return [
+        [np.asarray(jax.device_get(leaf)).tobytes().hex() for leaf in jax.tree.leaves(tree)],
+        [np.asarray(pair).tolist() for pair in jax.tree.leaves(digest(tree))],
+    ]
+
+
+def report(directory: Path) -> dict:
+    found: dict = {"losses": {}, "shards": {}, "contents": {}}
+    initial = jax.device_get(init_state(*mesh_of("1x1x1", 1)))
+    for shape, devices in SHAPES.items():
+        config, mesh = mesh_of(shape, devices)
+        if shape == SAVED:
+            state = init_state(config, mesh)
+            assert_equal_trees(jax.device_get(state), initial)
+        else:
+            state = jax.device_put(initial, shardings(initial, mesh))
+        state, losses = train(config, mesh, state)
+        query = state.params["groups"]["0"]["attention"]["query"]
+        found["losses"][shape] = losses
+        found["shards"][shape] = [
+            list(array.addressable_shards[0].data.shape)
+            for array in (query, state.opt_state[0].mu["groups"]["0"]["attention"]["query"])
+        ]
+        if shape == SAVED:
+            record = resume.run_record(config, "fingerprint")
+            checkpoints = Checkpoints(directory, config.checkpoint, record)
+            checkpoints.save(state, STEPS)
+            checkpoints.close()
+            found["saved_digests"] = read_meta(directory, STEPS)["digests"]
+            found["contents"]["saved"] = contents([state.params, state.opt_state])
+    for shape, devices in RESTORED.items():
+        config, mesh = mesh_of(shape, devices)
+        record = resume.run_record(config, "fingerprint")
+        checkpoints = Checkpoints(directory, config.checkpoint, record)
+        state, step = resume.restore_or_init(config, mesh, checkpoints, record)
+        checkpoints.close()
+        assert step == int(state.step) == STEPS
+        assert all(leaf.sharding.mesh.size == devices for leaf in jax.tree.leaves(state))
+        found["contents"][shape] = contents([state.params, state.opt_state])
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("eight") / "checkpoints"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.mesh_test", str(directory)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "1x1x1"])
+def test_any_mesh_gives_the_losses_of_one_device(found, shape):
+    one = found["losses"]["1x1x1"]
+    assert one[0] - one[-1] > 0.1  # it does train
+    np.testing.assert_allclose(found["losses"][shape], one, rtol=2e-6)
+
+
+def test_parameters_and_moments_really_are_split(found):
+    # The query of a layer is [8 (embed: fsdp), 8 (heads: tensor)].
+    assert found["shards"] == {
+        "1x1x1": [[1, 8, 8]] * 2,
+        "1x8x1": [[1, 1, 8]] * 2,
+        "2x2x2": [[1, 4, 4]] * 2,
+        "1x4x2": [[1, 2, 4]] * 2,
+        "8x1x1": [[1, 8, 8]] * 2,
+    }
+
+
+@pytest.mark.parametrize("shape", RESTORED)
+def test_a_checkpoint_of_eight_devices_restores_on_fewer(found, shape):
+    assert found["contents"][shape] == found["contents"]["saved"]
+
+
+def test_digests_do_not_depend_on_the_sharding(found):
+    digests = {shape: found["contents"][shape][1] for shape in (*RESTORED, "saved")}
+    assert digests["saved"] == digests["2x1x2"] == digests["1x1x1"]
+    recorded = sorted(found["saved_digests"].values())
+    assert recorded == sorted(digests["1x1x1"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(report(Path(sys.argv[1]))))

@@ -1,0 +1,112 @@
+"""Digests notice every change and do not notice the sharding; norms are those of each layer.
+
+That digests do not depend on the sharding is tested in mesh_test.py, on several devices.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ffn_alloc.model.decoder import restack_layers
+from ffn_alloc.training.metrics import digest, is_finite, layer_norms
+from tests.helpers import tiny_model
+
+quick_digest = jax.jit(digest)
+
+
+def tree():
+    rng = np.random.default_rng(0)
+    return {
+        "matrix": rng.normal(size=(3, 5)).astype(np.float32),
+        "stack": rng.normal(size=(2, 1, 3)).astype(np.float32),
+        "zeros": np.zeros(4, np.float32),
+        "count": np.int32(7),
+        "bits": np.arange(4, dtype=np.uint32),
+    }
+
+
+def digests(values):
+    return {name: tuple(np.asarray(pair).tolist()) for name, pair in quick_digest(values).items()}
+
+
+def changed(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_one_flipped_bit_anywhere_changes_its_leafs_digest_alone():
+    before = digests(tree())
+    assert before == digests(tree())
+    for name, leaf in tree().items():
+        for element, bit in itertools.product(range(np.size(leaf)), range(0, 32, 3)):
+            values = tree()
+            flat = np.atleast_1d(values[name]).reshape(-1)
+            flat.view(np.uint32)[element] ^= np.uint32(1 << bit)
+            values[name] = flat.reshape(np.shape(leaf))
+            assert changed(before, digests(values)) == {name}
+
+
+def test_each_half_of_a_digest_notices_a_flipped_bit():
+    """So that two independent sums stand against an accident, not one."""
+    before = digests(tree())["matrix"]
+    for bit in range(32):
+        values = tree()
+        values["matrix"].view(np.uint32)[1, 2] ^= np.uint32(1 << bit)
+        after = digests(values)["matrix"]
+        assert before[0] != after[0] and before[1] != after[1]
+
+
+def test_swapped_elements_change_the_digest():
+    before = digests(tree())
+    for one, other in itertools.combinations(range(15), 2):
+        values = tree()
+        flat = values["matrix"].reshape(-1)
+        flat[[one, other]] = flat[[other, one]]
+        assert changed(before, digests(values)) == {"matrix"}
+
+
+def test_negative_zero_and_nan_payloads_are_changes():
+    before = digests(tree())
+    for bits in (0x80000000, 0x7FC00000, 0x7FC00001):
+        values = tree()
+        values["zeros"].view(np.uint32)[3] = bits
+        after = digests(values)
+        assert changed(before, after) == {"zeros"}
+        before = after
+
+
+def test_swapped_leaves_of_one_shape_are_noticed_by_their_names():
+    values = {"one": np.float32([1, 2]), "two": np.float32([2, 1])}
+    swapped = {"one": values["two"], "two": values["one"]}
+    assert changed(digests(values), digests(swapped)) == {"one", "two"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_is_finite_finds_one_bad_element(value):
+    check = jax.jit(is_finite)
+    assert check(tree())
+    for name in ("matrix", "stack", "zeros"):
+        values = tree()
+        values[name].reshape(-1)[-1] = value
+        assert not check(values)
+
+
+def test_layer_norms_by_global_index():
+    model = tiny_model("middle:0.3", num_layers=6)  # groups of 2, 2 and 2 layers
+    assert model.ffn_dims.count(0) == 4
+    rng = np.random.default_rng(0)
+    layers = {
+        str(i): {"attention": {"query": rng.normal(size=(3, 2))}, "gain": rng.normal(size=4) * i}
+        for i in range(6)
+    }
+    stacked = restack_layers({"layers": jax.tree.map(jnp.float32, layers)}, model)
+    expected = [
+        np.sqrt(
+            np.square(layers[str(i)]["attention"]["query"]).sum()
+            + np.square(layers[str(i)]["gain"]).sum()
+        )
+        for i in range(6)
+    ]
+    np.testing.assert_allclose(layer_norms(stacked, model), expected, rtol=1e-6)

@@ -1,0 +1,122 @@
+"""Which changes of a config go on with a run, and which are refused, by name."""
+
+import shutil
+
+import jax
+import pytest
+
+from ffn_alloc.errors import BadInput
+from ffn_alloc.training import resume, workdir
+from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.sharding import make_mesh
+from ffn_alloc.training.state import init_state
+from tests.training.runs import assert_equal_trees, micro_config
+
+ACCEPTED = [
+    {},
+    {"model.allocation": "widths:0x1,16x1"},  # the widths of mask:01 in other words
+    {"model.remat": "full"},
+    {"model.unroll": "all"},
+    {"model.attention": "xla"},
+    {"mesh.fsdp": -1},
+    {"mesh.data": 2, "mesh.tensor": 2},
+    {"train.microbatch_size": 2},
+    {"train.log_every": 7, "train.log_layers_every": 0},
+    {"train.deterministic": True},
+    {"train.steps": 3},  # the schedule decides, once there are updates
+    {"checkpoint.every": 9, "checkpoint.keep": 9, "checkpoint.keep_every": 9},
+    {"eval.every": 9, "eval.rows": 9},
+    {"name": "renamed"},
+    {"data.data_dir": "/elsewhere", "data.prepared_dir": "/elsewhere"},
+]
+REFUSED = [
+    # overrides, and what the message says of each field
+    ({"model.allocation": "uniform"}, ["model.ffn_dims: [0, 16] -> [8, 8]"]),
+    ({"model.d_model": 16}, ["model.d_model: 8 -> 16"]),
+    ({"model.vocab_size": 32}, ["model.vocab_size: 16 -> 32"]),
+    ({"model.tie_embeddings": True}, ["model.tie_embeddings: False -> True"]),
+    ({"model.compute_dtype": "bfloat16"}, ["model.compute_dtype: float32 -> bfloat16"]),
+    ({"model.initializer": "scaled"}, ["model.initializer: normal -> scaled"]),
+    ({"model.rope_theta": 500.0}, ["model.rope_theta: 10000.0 -> 500.0"]),
+    ({"seed": 1}, ["seed: 0 -> 1"]),
+    ({"train.global_batch_size": 8}, ["train.global_batch_size: 4 -> 8"]),
+    ({"train.z_loss": 0.5}, ["train.z_loss: 0.0 -> 0.5"]),
+    ({"data.sequence_length": 3}, ["data.sequence_length: 6 -> 3"]),
+    ({"data.mask_documents": True}, ["data.mask_documents: False -> True"]),
+    ({"optimizer.beta2": 0.99}, ["optimizer.beta2: 0.95 -> 0.99"]),
+    ({"optimizer.schedule": "wsd"}, ["optimizer.schedule: cosine -> wsd"]),
+    (
+        {"seed": 3, "optimizer.weight_decay": 0.2, "model.num_heads": 4},
+        ["seed: 0 -> 3", "optimizer.weight_decay: 0.1 -> 0.2", "model.num_heads: 2 -> 4"],
+    ),
+]
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A directory in which micro_config() was started."""
+    config = micro_config()
+    workdir.write_config(tmp_path, config, resume.run_record(config, "fingerprint"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("overrides", ACCEPTED, ids=str)
+def test_what_may_change(started, overrides):
+    resume.check_workdir(started, resume.run_record(micro_config(**overrides), "fingerprint"))
+
+
+@pytest.mark.parametrize("overrides, changes", REFUSED, ids=[str(row[0]) for row in REFUSED])
+def test_what_may_not_change(started, overrides, changes):
+    before = (started / "config.json").read_bytes()
+    with pytest.raises(BadInput) as error:
+        resume.check_workdir(started, resume.run_record(micro_config(**overrides), "fingerprint"))
+    assert error.value.field == "--workdir" and error.value.value == str(started)
+    assert all(change in error.value.problem for change in changes)
+    assert error.value.problem.count(" -> ") == len(changes)
+    assert (started / "config.json").read_bytes() == before
+
+
+def test_other_data_is_refused(started):
+    with pytest.raises(BadInput, match="data.fingerprint: fingerprint -> other"):
+        resume.check_workdir(started, resume.run_record(micro_config(), "other"))
+
+
+def test_an_empty_directory_is_anyones(tmp_path):
+    resume.check_workdir(tmp_path, resume.run_record(micro_config(), "fingerprint"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "{}", '{"identity": 3}'])
+def test_a_config_json_of_something_else_is_bad_input(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BadInput, match="config.json"):
+        resume.check_workdir(tmp_path, resume.run_record(micro_config(), "fingerprint"))
+
+
+def test_checkpoints_are_checked_even_without_config_json(tmp_path):
+    config = micro_config()
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    record = resume.run_record(config, "fingerprint")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint, record)
+    fresh, step = resume.restore_or_init(config, mesh, checkpoints, record)
+    assert step == int(fresh.step) == 0
+    assert_equal_trees(fresh, init_state(config, mesh))
+    checkpoints.save(fresh._replace(step=fresh.step + 4), 4)
+    checkpoints.wait()
+
+    state, step = resume.restore_or_init(config, mesh, checkpoints, record)
+    assert step == int(state.step) == 4
+    assert_equal_trees(state.params, fresh.params)
+
+    for overrides, problem in (
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"train.steps": 7}, "changes the learning rates of the 4 updates"),
+        ({"train.steps": 3}, "4 updates are done already"),
+    ):
+        other = micro_config(**overrides)
+        with pytest.raises(BadInput, match=problem):
+            resume.restore_or_init(
+                other, mesh, checkpoints, resume.run_record(other, "fingerprint")
+            )
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["4"]
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    assert resume.restore_or_init(config, mesh, checkpoints, record)[1] == 0

@@ -1,0 +1,136 @@
+"""Every array has a place, and a mesh that does not fit is refused with the numbers that do."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from ffn_alloc.errors import BadInput
+from ffn_alloc.training.sharding import (
+    batch_sharding,
+    check_mesh,
+    make_mesh,
+    partition_spec,
+    path_string,
+)
+from ffn_alloc.training.state import abstract_state
+from tests.helpers import tiny_config
+
+DEVICES = [f"device {i}" for i in range(8)]  # a mesh never looks closer
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("allocation", ["uniform", "middle:0.5", "final:0.3", "blocks:0.5,1,1.5"])
+def test_every_leaf_of_the_state_has_a_rule(allocation, tied):
+    config = tiny_config(allocation, **{"model.tie_embeddings": tied, "mesh.fsdp": 1})
+    state = abstract_state(config, make_mesh(config.mesh, jax.devices()[:1]))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    assert len(leaves) > 30
+    for path, leaf in leaves:
+        spec, name = leaf.sharding.spec, path_string(path)
+        used = [axis for axis in spec if axis is not None]
+        if len(leaf.shape) < 2 or name.endswith("gain"):
+            assert used == [], name
+        else:  # matrices and their moments: split both ways, stacked layers never
+            assert sorted(used) == ["fsdp", "tensor"], name
+            assert len(spec) == len(leaf.shape) and (len(spec) == 2 or spec[0] is None), name
+
+
+def test_moments_lie_where_their_parameters_lie():
+    config = tiny_config("middle:0.5", **{"mesh.fsdp": 1})
+    state = abstract_state(config, make_mesh(config.mesh, jax.devices()[:1]))
+    specs = [
+        jax.tree.map(lambda leaf: leaf.sharding.spec, tree)
+        for tree in (state.params, state.opt_state[0].mu, state.opt_state[0].nu)
+    ]
+    assert specs[0] == specs[1] == specs[2]
+
+
+@pytest.mark.parametrize(
+    "path, rank, message",
+    [
+        ("params/groups/0/attention/bias", 2, "no sharding rule"),
+        ("params/groups/0/attention/query", 2, "has rank 2"),
+        ("params/bias", 1, "no sharding rule"),
+    ],
+)
+def test_a_leaf_without_a_rule_is_an_error(path, rank, message):
+    with pytest.raises(ValueError, match=message):
+        partition_spec(path, rank)
+
+
+@pytest.mark.parametrize(
+    "sizes, shape",
+    [
+        ((1, -1, 1), (1, 8, 1)),
+        ((-1, 2, 2), (2, 2, 2)),
+        ((2, 2, -1), (2, 2, 2)),
+        ((8, 1, 1), (8, 1, 1)),
+        ((8, -1, 1), (8, 1, 1)),
+    ],
+)
+def test_mesh_takes_all_devices(sizes, shape):
+    mesh = make_mesh(mesh_config(sizes), DEVICES)
+    assert tuple(mesh.shape.values()) == shape and mesh.axis_names == ("data", "fsdp", "tensor")
+    assert list(mesh.devices.flat) == DEVICES
+    assert batch_sharding(mesh).spec[0] == ("data", "fsdp")
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, -1, 1), (16, -1, 1), (2, 2, 4), (9, 1, 1)])
+def test_mesh_that_does_not_fill_the_devices_is_refused(sizes):
+    with pytest.raises(BadInput, match="does not fill the 8 devices") as error:
+        make_mesh(mesh_config(sizes), DEVICES)
+    assert error.value.field == "mesh"
+
+
+WIDTHS = "model.allocation FFN width"
+REFUSED = [
+    # overrides of a tiny config, mesh shape, field, value, what fits
+    ({"train.global_batch_size": 6}, (2, 2, 1), "train.global_batch_size", 6, "[1, 2, 3]"),
+    (
+        {"train.global_batch_size": 8, "train.microbatch_size": 2},
+        (4, 1, 1),
+        "train.microbatch_size",
+        2,
+        "multiple of 4",
+    ),
+    ({"train.global_batch_size": 24}, (1, 24, 1), "model.d_model", 32, "[1, 2, 4, 8, 16]"),
+    ({}, (1, 1, 8), "model.num_heads", 4, "[1, 2, 4]"),
+    ({}, (1, 1, 4), "model.num_kv_heads", 2, "[1, 2]"),
+    ({"model.vocab_size": 321}, (1, 1, 2), "model.vocab_size", 321, "multiple of 2"),
+    (
+        {
+            "model.allocation": "widths:65x3,63x3",
+            "model.ffn_tile": 1,
+            "model.num_kv_heads": 4,
+        },
+        (1, 1, 4),
+        WIDTHS,
+        63,
+        "[1, 3]",
+    ),
+]
+
+
+@pytest.mark.parametrize("overrides, shape, field, value, fits", REFUSED)
+def test_sizes_that_the_mesh_does_not_divide_are_refused(overrides, shape, field, value, fits):
+    config = tiny_config(**overrides)
+    with pytest.raises(BadInput) as error:
+        check_mesh(config, fake_mesh(shape))
+    assert (error.value.field, error.value.value) == (field, value)
+    assert fits in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 1), (2, 2, 2), (4, 1, 2), (1, 2, 2)])
+def test_sizes_that_fit_are_accepted(shape):
+    check_mesh(tiny_config("middle:0.5"), fake_mesh(shape))
+
+
+def mesh_config(sizes):
+    return tiny_config(
+        **dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes, strict=True))
+    ).mesh
+
+
+def fake_mesh(shape):
+    return SimpleNamespace(shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True)))
