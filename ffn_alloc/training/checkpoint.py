@@ -55,8 +55,8 @@ class Checkpoints:
         if step in saved_steps(self.directory):
             return
         items = {"params": state.params, "optimizer": state.opt_state}
-        digests, finite = jax.device_get((digest(items), is_finite(items)))
-        if not finite:
+        digests = digest(items)
+        if not is_finite(items):
             raise FloatingPointError(
                 f"the state of step {step} is not finite and was not saved. "
                 f"The last good checkpoint is {self.newest() or 'none yet'}"
@@ -159,7 +159,7 @@ def restore_items(
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DamagedCheckpoint(f"its arrays cannot be read ({reason:.200})") from error
     trees = {name: restored[name] for name in items}
-    found = _by_path(jax.device_get(digest(trees)))
+    found = _by_path(digest(trees))
     differing = [path for path, value in found.items() if meta["digests"].get(path) != value]
     if differing:
         raise DamagedCheckpoint(f"these arrays are not what was written: {', '.join(differing)}")

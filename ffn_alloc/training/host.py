@@ -1,6 +1,8 @@
 """What the process does before and around the devices: memory, determinism, signals."""
 
 import ctypes
+import importlib.metadata
+import importlib.util
 import os
 import signal
 import sys
@@ -29,11 +31,9 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
     if config.train.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    platform = jax.default_backend()
-    small = count_bytes(config.model).checkpoint < _SMALL_STATE
-    if platform == "cpu" and sys.platform == "linux" and small:
+    if _is_cpu_only() and count_bytes(config.model).checkpoint < _SMALL_STATE:
         _keep_freed_memory()
-    return platform
+    return jax.default_backend()
 
 
 class StopRequest:
@@ -55,9 +55,20 @@ class StopRequest:
             raise Preempted(step=0)
 
 
+def _is_cpu_only() -> bool:
+    """Whether jax will run on the CPU, told without starting it."""
+    if os.environ.get("JAX_PLATFORMS"):
+        return os.environ["JAX_PLATFORMS"] == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+
+
 def _keep_freed_memory() -> None:
     """XLA:CPU allocates its temporary buffer anew in every step; by default glibc returns it to
-    the system each time, which costs a page fault for every 4 KiB (a quarter of a small step)."""
+    the system each time, which costs a page fault for every 4 KiB (a quarter of a small step).
+    It takes effect before the backend's threads start."""
+    if sys.platform != "linux":
+        return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

@@ -29,16 +29,17 @@ def digest(tree: Any) -> Any:
     changes them, and other changes go unnoticed with a chance of 2^-64.
 
     The sum over all elements of a mixing of (bits, position); a sum does not depend on how the
-    array is cut. Leaves are float32, int32 or uint32. Not under jit: leaf by leaf, and layer by
-    layer in stacked ones, it needs little memory beside the tree.
+    array is cut. Leaves are float32, int32 or uint32. Not under jit: one leaf after the other,
+    and layer by layer in stacked ones, it needs little memory beside the tree. (Waiting for each
+    also keeps simulated CPU devices from deadlock: they have few threads for many programs.)
     """
-    return jax.tree.map(_leaf_digest, tree)
+    return jax.tree.map(lambda leaf: jax.device_get(_leaf_digest(leaf)), tree)
 
 
-def is_finite(tree: Any) -> jax.Array:
+def is_finite(tree: Any) -> bool:
     """Whether every floating-point element of the tree is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([_leaf_is_finite(leaf) for leaf in floats]))
+    return all(bool(jax.device_get(_leaf_is_finite(leaf))) for leaf in floats)
 
 
 @jax.jit

@@ -62,6 +62,7 @@ def train(config, mesh, state):
         for _ in range(STEPS):
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
+            jax.block_until_ready(state)  # simulated devices may deadlock over two programs
     return state, losses
 
 

@@ -14,8 +14,6 @@ from ffn_alloc.model.decoder import restack_layers
 from ffn_alloc.training.metrics import digest, is_finite, layer_norms
 from tests.helpers import tiny_model
 
-quick_digest = jax.jit(digest)
-
 
 def tree():
     rng = np.random.default_rng(0)
@@ -29,7 +27,7 @@ def tree():
 
 
 def digests(values):
-    return {name: tuple(np.asarray(pair).tolist()) for name, pair in quick_digest(values).items()}
+    return {name: tuple(np.asarray(pair).tolist()) for name, pair in digest(values).items()}
 
 
 def changed(before, after):
@@ -85,12 +83,11 @@ def test_swapped_leaves_of_one_shape_are_noticed_by_their_names():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_is_finite_finds_one_bad_element(value):
-    check = jax.jit(is_finite)
-    assert check(tree())
+    assert is_finite(tree())
     for name in ("matrix", "stack", "zeros"):
         values = tree()
         values[name].reshape(-1)[-1] = value
-        assert not check(values)
+        assert not is_finite(values)
 
 
 def test_layer_norms_by_global_index():
