@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
         dict(d_model=96, d_ff=320, ffn_tile=32, num_heads=3, num_kv_heads=3, head_dim=32)
     )
     config.model.update(dict(vocab_size=320, remat="none", unroll="all", compute_dtype="float32"))
+    # 0.02 everywhere suits d_model around 1000; at 96 the fan-in learns much faster.
+    config.model.initializer = "scaled"
     config.data.update(dict(source="python_docs", tokenizer="bytes", sequence_length=256))
     config.train.update(dict(steps=1450, global_batch_size=4, log_every=10, log_layers_every=100))
     config.optimizer.update(dict(learning_rate=2e-3))

@@ -31,7 +31,6 @@ from ffn_alloc.model.layers import (
 
 Params = dict[str, Any]
 
-_EMBEDDING_STD = 0.02
 _BATCH_AXES = ("data", "fsdp")  # of the ambient mesh, where there is one
 
 
@@ -48,7 +47,9 @@ def init_params(model: ModelConfig, seed: int | jax.Array) -> Params:
     outer_key = jax.random.fold_in(key, 0x7FFFFFFF)
     V, D = model.vocab_size, model.d_model
     params: Params = {
-        "embedding": {"table": random_matrix(outer_key, "embedding", (V, D), _EMBEDDING_STD)[...]},
+        "embedding": {
+            "table": random_matrix(outer_key, "embedding", (V, D), matrix_std(model, D))[...]
+        },
         "groups": {},
         "final_norm": nnx.to_pure_dict(nnx.state(RMSNorm(model))),
     }

@@ -126,8 +126,8 @@ def random_matrix(key: jax.Array, role: str, shape: tuple[int, int], std: float)
 
 
 def matrix_std(model: ModelConfig, fan_in: int, residual: bool = False) -> float:
-    """normal: 0.02. scaled: 1/sqrt(fan_in), and outputs into the residual stream divided by
-    sqrt(2 num_layers) (GPT-2), with num_layers whatever the number of FFNs."""
+    """normal: 0.02. scaled: 1/sqrt(fan_in), the embedding like the unembedding; and outputs into
+    the residual stream divided by sqrt(2 num_layers) (GPT-2), whatever the number of FFNs."""
     if model.initializer == "normal":
         return _NORMAL_STD
     return fan_in**-0.5 * ((2 * model.num_layers) ** -0.5 if residual else 1.0)

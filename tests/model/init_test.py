@@ -84,9 +84,10 @@ def test_spread_is_as_documented(initializer):
     params = initial("middle:0.5", initializer=initializer)
     for name, matrix in matrices(params).items():
         expected = 0.02
-        if initializer == "scaled" and "embedding']['table" not in name:
+        if initializer == "scaled":
             into_residual = "'out'" in name or "'down'" in name
-            expected = matrix.shape[0] ** -0.5 * (8**-0.5 if into_residual else 1)
+            fan_in = matrix.shape[1 if "embedding']['table" in name else 0]
+            expected = fan_in**-0.5 * (8**-0.5 if into_residual else 1)
         error = 4 / np.sqrt(2 * matrix.size)  # four standard errors
         assert matrix.std() == pytest.approx(expected, rel=error), name
         assert abs(matrix.mean()) < 4 * expected / np.sqrt(matrix.size), name

@@ -23,7 +23,10 @@ from ffn_alloc.training.state import TrainState
 from tests.training.runs import assert_equal_trees
 
 # Orbax leaves coroutines behind when it cannot read.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
