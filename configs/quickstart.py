@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     # 0.02 everywhere suits d_model around 1000; at 96 the fan-in learns much faster.
     config.model.initializer = "scaled"
     config.data.update(dict(source="python_docs", tokenizer="bytes", sequence_length=256))
-    config.train.update(dict(steps=1450, global_batch_size=4, log_every=10, log_layers_every=100))
+    config.train.update(dict(steps=1150, global_batch_size=4, log_every=10, log_layers_every=100))
     config.optimizer.update(dict(learning_rate=2e-3))
     config.checkpoint.update(dict(every=200, keep=2, keep_every=0))
     config.eval.update(dict(every=500, rows=256))

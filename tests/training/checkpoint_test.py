@@ -265,6 +265,15 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
     assert names(checkpoints) == ["1", "2.damaged", "2.damaged2"]
 
 
+def test_a_meta_of_another_step_is_not_believed(tmp_path, two_steps):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    directory = tmp_path / "checkpoints"
+    _meta_of_another_step(directory / "2")
+    with pytest.raises(DamagedCheckpoint):
+        read_meta(directory, 2)
+    assert read_meta(directory, 1)["step"] == 1
+
+
 def test_all_damaged_is_bad_input_and_nothing_is_lost(tmp_path, two_steps):
     shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     checkpoints = open_checkpoints(tmp_path)

@@ -57,12 +57,14 @@ def test_each_half_of_a_digest_notices_a_flipped_bit():
 
 
 def test_swapped_elements_change_the_digest():
+    """In a matrix, and in stacked layers, whose digests are made layer by layer."""
     before = digests(tree())
-    for one, other in itertools.combinations(range(15), 2):
-        values = tree()
-        flat = values["matrix"].reshape(-1)
-        flat[[one, other]] = flat[[other, one]]
-        assert changed(before, digests(values)) == {"matrix"}
+    for name in ("matrix", "stack"):
+        for one, other in itertools.combinations(range(tree()[name].size), 2):
+            values = tree()
+            flat = values[name].reshape(-1)
+            flat[[one, other]] = flat[[other, one]]
+            assert changed(before, digests(values)) == {name}
 
 
 def test_negative_zero_and_nan_payloads_are_changes():

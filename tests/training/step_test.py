@@ -22,6 +22,7 @@ OVERRIDES = {
     "train.z_loss": Z_LOSS,
     "optimizer.clip_norm": 1e6,  # never reached
     "optimizer.warmup_fraction": 0.5,
+    "optimizer.learning_rate": 0.1,  # large: norms before and after an update differ
 }
 CONFIG = micro_config(**OVERRIDES)
 
@@ -149,7 +150,7 @@ def test_the_update_is_the_optimizers_and_counted(whole):
     before = np.asarray(first_state(CONFIG).params["embedding"]["table"])  # never decays
     grads = np.asarray(clipped_gradients(CONFIG, state)["embedding"]["table"])
     expected = before - rate * grads / (np.abs(grads) + CONFIG.optimizer.epsilon)
-    np.testing.assert_allclose(state.params["embedding"]["table"], expected, atol=1e-6)
+    np.testing.assert_allclose(state.params["embedding"]["table"], expected, atol=1e-5)
 
 
 def test_rows_of_weight_zero_do_not_count(whole):
