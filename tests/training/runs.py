@@ -1,6 +1,8 @@
 """What the training tests share: a run of a few thousand parameters on made-up batches."""
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,3 +109,50 @@ def assert_equal_trees(found: Any, expected: Any) -> None:
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+LOOP_CONFIG = micro_config(
+    **{
+        "train.steps": 6,
+        "train.log_every": 1,
+        "train.log_layers_every": 2,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 9,
+        "eval.every": 4,
+    }
+)
+
+
+class CountingEvaluator:
+    """Shows which states were evaluated, and that they are those of their steps."""
+
+    name = "validation"
+
+    def __init__(self):
+        self.steps = []
+
+    def __call__(self, params, step):
+        self.steps.append(step)
+        total = float(sum(np.abs(np.asarray(leaf)).sum() for leaf in jax.tree.leaves(params)))
+        return {"nll": (total, 2.0)}
+
+
+def sha(state) -> str:
+    leaves = jax.tree.leaves(jax.device_get(state))
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def rows(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def exact_rows(directory: Path) -> list[dict]:
+    """Without what the wall clock decides."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith("perf/")}
+        for row in rows(directory)
+    ]
+
+
+def steps_with(directory: Path, metric: str) -> list[int]:
+    return [row["step"] for row in rows(directory) if metric in row]
