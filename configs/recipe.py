@@ -67,21 +67,25 @@ def recipe(size: str, allocation: str, name: str) -> ConfigDict:
                 log_layers_every=500,
                 deterministic=False,
             ),
-            optimizer=dict(
-                name="adamw",
-                learning_rate=learning_rate,
-                schedule="cosine",
-                warmup_fraction=0.02,
-                decay_fraction=0.2,
-                final_fraction=0.1,
-                beta1=0.9,
-                beta2=0.95,
-                epsilon=1e-8,
-                weight_decay=0.1,
-                clip_norm=1.0,
-            ),
+            optimizer=_adamw(learning_rate),
             checkpoint=dict(every=1000, keep=3, keep_every=10_000),
             eval=dict(every=1000, rows=2048),
             mesh=dict(data=1, fsdp=-1, tensor=1),
         )
+    )
+
+
+def _adamw(learning_rate: float) -> dict:
+    return dict(
+        name="adamw",
+        learning_rate=learning_rate,
+        schedule="cosine",
+        warmup_fraction=0.02,
+        decay_fraction=0.2,
+        final_fraction=0.1,
+        beta1=0.9,
+        beta2=0.95,
+        epsilon=1e-8,
+        weight_decay=0.1,
+        clip_norm=1.0,
     )

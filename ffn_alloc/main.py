@@ -6,6 +6,7 @@ one stopped. Exit codes: 0 finished, 2 bad input, 75 preempted (saved, run it ag
 
 import contextlib
 import functools
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -47,12 +48,16 @@ def main(config: Config) -> None:
         mask_documents=config.data.mask_documents,
     )
     record = resume.run_record(config, data.fingerprint)
-    directory = Path(_WORKDIR.value or Path("runs") / config.name)
+    # Absolute, since Orbax takes nothing else.
+    directory = Path(_WORKDIR.value or Path("runs") / config.name).expanduser().absolute()
     with workdir.lock(directory):
         resume.check_workdir(directory, record)
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
         with contextlib.closing(checkpoints):
             state, step = resume.restore_or_init(config, mesh, checkpoints, record)
+            if step == config.train.steps:
+                print(f"{directory} is finished: {step} steps are done", file=sys.stderr)
+                return
             workdir.write_config(directory, config, record)
             evaluator = Perplexity(config, mesh, platform, validation_batches)
             train(

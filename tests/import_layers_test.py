@@ -11,7 +11,7 @@ PACKAGE = "ffn_alloc"
 
 # From the ground up. A folder's name stands for every module in it.
 FLOORS = [
-    "errors shapes allocation accounting config __init__",
+    "errors shapes allocation accounting config validation __init__",
     "model data training.optimizer training.sharding training.metrics training.writers "
     "training.timing training.host training.workdir training.__init__",
     "training.state training.step training.checkpoint training.resume",

@@ -80,6 +80,7 @@ def test_a_finished_run_does_nothing_again(finished: Path):
     before = rows(finished), meta(finished, STEPS)
     result = run(finished)
     assert result.returncode == 0, result.stderr
+    assert f"is finished: {STEPS} steps are done" in result.stderr
     assert "compiling" not in result.stderr
     assert (rows(finished), meta(finished, STEPS)) == before
 
@@ -98,6 +99,20 @@ def test_sigkill_at_any_moment_then_the_same_model(finished: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr
     assert meta(workdir, STEPS) == meta(finished, STEPS)
     assert rows(workdir) == rows(finished)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("flags", [[], ["--workdir=here/too"]])
+def test_a_relative_directory_is_as_good(finished: Path, tmp_path: Path, flags: list[str]):
+    """As README's first command has it: no --workdir, so runs/NAME below where one stands."""
+    without_workdir = [part for part in command(tmp_path) if not part.startswith("--workdir")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        without_workdir + flags, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    workdir = tmp_path / ("here/too" if flags else "runs/quickstart")
+    assert meta(workdir, STEPS) == meta(finished, STEPS)
 
 
 def test_sigterm_saves_and_exits_with_75(finished: Path, tmp_path: Path):

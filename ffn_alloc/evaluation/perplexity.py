@@ -1,4 +1,4 @@
-"""Loss and bits per byte on the validation split. Shapes: B batch, T positions, V vocabulary."""
+"""Loss and bits per byte on the validation split. Shapes: B batch, T positions."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,11 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ffn_alloc.config import Config
-from ffn_alloc.model.attention import choose_kernel
-from ffn_alloc.model.decoder import forward
-from ffn_alloc.model.loss import token_nll
 from ffn_alloc.training.sharding import batch_sharding
-from ffn_alloc.training.step import layers_per_iteration, put_batch
+from ffn_alloc.training.step import make_nll, put_batch
 
 Sums = dict[str, tuple[float, float]]
 
@@ -49,21 +46,11 @@ class Perplexity:
 
 
 def _make_sums(config: Config, platform: str) -> Callable[[Any, Any], jax.Array]:
-    kernel = choose_kernel(config.model, config.data.mask_documents, platform)
-    unroll = layers_per_iteration(config, platform)
+    token_losses = make_nll(config, platform)
 
     def sums(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         """[3]: nats, tokens and bytes of the batch's targets."""
-        logits_BTV = forward(
-            params,
-            batch["inputs"],
-            config.model,
-            kernel=kernel,
-            unroll=unroll,
-            positions_BT=batch.get("positions"),
-            segment_ids_BT=batch.get("segment_ids"),
-        )
-        nll_BT, _ = token_nll(logits_BTV, batch["targets"])
+        nll_BT, _ = token_losses(params, batch)
         weights_BT = batch["loss_weights"]
         values = nll_BT * weights_BT, weights_BT, batch["target_bytes"]
         return jnp.stack([jnp.sum(value) for value in values])

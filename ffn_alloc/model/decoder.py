@@ -31,7 +31,8 @@ from ffn_alloc.model.layers import (
 
 Params = dict[str, Any]
 
-_BATCH_AXES = ("data", "fsdp")  # of the ambient mesh, where there is one
+# Activations [B, T, D], over axes of the ambient mesh where there is one.
+_BATCH_SPLIT = PartitionSpec(("data", "fsdp"), None, None)
 
 
 def init_params(model: ModelConfig, seed: int | jax.Array) -> Params:
@@ -84,7 +85,10 @@ def forward(
         positions_BT = jnp.arange(tokens_BT.shape[1])[None]
     rotary = rotary_tables(positions_BT, model.head_dim, model.rope_theta)
     table_VD = params["embedding"]["table"]
-    x_BTD = _constrain(table_VD[tokens_BT].astype(model.compute_dtype))
+    # Whole on every device: a split table under a split batch makes XLA rematerialise. Float32,
+    # so that the gradients of a frequent token add up in float32.
+    whole_VD = _constrain(table_VD, PartitionSpec(None, None))
+    x_BTD = _constrain(whole_VD[tokens_BT].astype(model.compute_dtype))
 
     for index, group in enumerate(group_layers(model.ffn_dims)):
         graph = _layer_graph(model, group.ffn_dim)
@@ -166,8 +170,8 @@ def _remat(layer: Any, policy: str, in_loop: bool) -> Any:
     return jax.checkpoint(layer, prevent_cse=not in_loop, policy=saves)
 
 
-def _constrain(x_BTD: jax.Array) -> jax.Array:
-    """Keeps activations split by batch under an ambient mesh (`jax.set_mesh`)."""
+def _constrain(array: jax.Array, spec: PartitionSpec = _BATCH_SPLIT) -> jax.Array:
+    """Fixes how an array is split under an ambient mesh (`jax.set_mesh`); none, no effect."""
     if jax.sharding.get_abstract_mesh().empty:
-        return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(_BATCH_AXES, None, None))
+        return array
+    return jax.lax.with_sharding_constraint(array, spec)

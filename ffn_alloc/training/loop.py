@@ -80,7 +80,8 @@ def train(
             log.dispatched(step + 1, metrics)
         checkpoints.wait()
     if stopping and step < steps:
-        terminal.message(f"SIGTERM: saved step {step}; run the same command again to go on")
+        kept = f"step {step} is saved" if step else "nothing to save yet"
+        terminal.message(f"SIGTERM: {kept}; run the same command again to go on")
         raise Preempted(step)
     return state
 

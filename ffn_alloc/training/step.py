@@ -30,8 +30,8 @@ def make_train_step(config: Config, platform: str) -> Step:
     The batch holds inputs, targets (int32) and loss_weights (float32), each [B, T], and with
     data.mask_documents also segment_ids and positions. Gradients and the loss are sums over
     microbatches, divided once by the sum of the weights.
-    Metrics: loss (nats a token), z_loss, grad_norm (before clipping), learning_rate, tokens
-    (the weights' sum), and per layer grad_norms_L, param_norms_L.
+    Metrics: loss (nats a token), z_loss, grad_norm (before clipping), learning_rate, and per
+    layer grad_norms_L, param_norms_L.
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = learning_rate(config.optimizer, config.train.steps)
@@ -54,7 +54,6 @@ def make_train_step(config: Config, platform: str) -> Step:
             "z_loss": sums["z_loss"] / weight,
             "grad_norm": grad_norm,
             "learning_rate": schedule(state.step),
-            "tokens": sums["weight"],
             "grad_norms_L": layer_norms(grads, config.model),
             "param_norms_L": layer_norms(params, config.model),
         }
@@ -84,11 +83,13 @@ def layers_per_iteration(config: Config, platform: str) -> int:
     return config.model.num_layers if unroll == "all" else int(unroll)
 
 
-def _make_loss_sums(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
+def make_nll(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
+    """(params, batch) -> (nll, log of the partition function), [B, T] in nats: the forward pass
+    of training and evaluation, with the config's kernel and layout."""
     kernel = choose_kernel(config.model, config.data.mask_documents, platform)
     unroll = layers_per_iteration(config, platform)
 
-    def loss_sums(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def nll(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits_BTV = forward(
             params,
             batch["inputs"],
@@ -98,7 +99,16 @@ def _make_loss_sums(config: Config, platform: str) -> Callable[[Any, Batch], Any
             positions_BT=batch.get("positions"),
             segment_ids_BT=batch.get("segment_ids"),
         )
-        nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"])
+        return token_nll(logits_BTV, batch["targets"])
+
+    return nll
+
+
+def _make_loss_sums(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
+    token_losses = make_nll(config, platform)
+
+    def loss_sums(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        nll_BT, log_z_BT = token_losses(params, batch)
         weights_BT = batch["loss_weights"]
         nll = jnp.sum(nll_BT * weights_BT)
         z_loss = jnp.zeros(())

@@ -48,7 +48,7 @@ class UpdateLog:
         steps, train = self._config.train.steps, self._config.train
         row: dict[str, Any] = {}
         if due(step, train.log_every, steps):
-            scalars = ("loss", "grad_norm", "learning_rate", "tokens")
+            scalars = ("loss", "grad_norm", "learning_rate")
             row |= {f"train/{name}": float(metrics[name]) for name in scalars}
             row["train/tokens"] = float(step * self._config.tokens_per_step)
             if train.z_loss:
