@@ -39,6 +39,7 @@ setup(
         "etils[epath]>=1.12",
         "numpy>=2",
         "pyarrow>=18",
+        "scipy",  # jax needs it too
         "sentencepiece>=0.2",
         "tensorboardX>=2.6.5",
         "tokenizers>=0.21",

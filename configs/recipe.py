@@ -69,7 +69,7 @@ def recipe(size: str, allocation: str, name: str) -> ConfigDict:
             ),
             optimizer=_adamw(learning_rate),
             checkpoint=dict(every=1000, keep=3, keep_every=10_000),
-            eval=dict(every=1000, rows=2048),
+            eval=dict(every=1000, rows=2048, tasks="", task_data="", task_limit=100),
             mesh=dict(data=1, fsdp=-1, tensor=1),
         )
     )

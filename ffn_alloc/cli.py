@@ -1,5 +1,6 @@
 """What every verb shares: the --config flag, and which error ends in which exit code."""
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -26,41 +27,70 @@ def run(verb: Callable[[Config], None]) -> None:
     exception is a fault and keeps its traceback.
     """
 
-    # Config files import `configs.recipe`: of this repository, from whatever directory.
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
     def main(_: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes
         try:
-            verb(_config())
+            verb(_config(flags.FLAGS))
         except BadInput as error:
             _exit_bad_input(error)
 
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=_parse_or_exit)
 
 
-def _config() -> Config:
-    if not flags.FLAGS["config"].present:
+def run_without_config(
+    parser: argparse.ArgumentParser, verb: Callable[[argparse.Namespace], None]
+) -> None:
+    """As `run`, for a verb that works on run directories: its arguments are `parser`'s.
+
+    The parser itself exits with 2 at a usage error.
+    """
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        verb(arguments)
+    except BadInput as error:
+        _exit_bad_input(error)
+
+
+def load(arguments: Sequence[str]) -> Config:
+    """The config that a verb gets from --config=FILE and --config.a.b=VALUE, or BadInput."""
+    values, argv = flags.FlagValues(), ["", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    _parse(values, argv)
+    return _config(values)
+
+
+def _config(values: flags.FlagValues) -> Config:
+    if not values["config"].present:
         raise BadInput("--config", None, "missing", "Give a file such as configs/quickstart.py")
     try:
-        plain = flags.FLAGS.config.to_dict()
+        plain = values["config"].value.to_dict()
     except Exception as error:  # the flag keeps a file that does not load until it is used
-        where = flags.FLAGS["config"].config_filename
+        where = values["config"].config_filename
         raise BadInput("--config", where, f"does not load: {_last_line(error)}", _REMEDY) from error
     return from_dict(plain)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    """The positional arguments; whatever goes wrong in flags or config files is bad input."""
+def _parse_or_exit(argv: Sequence[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(list(argv))
-        if len(rest) > 1:
-            raise BadInput("argument", rest[1], "unknown", "Flags look like --name=value")
-        return rest
+        return _parse(flags.FLAGS, argv)
     except BadInput as error:
         _exit_bad_input(error)
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """The program's name; whatever goes wrong in flags or config files is bad input."""
+    # Config files import `configs.recipe`: of this repository, from whatever directory.
+    root = str(Path(__file__).resolve().parent.parent)
+    if sys.path[0] != root:
+        sys.path.insert(0, root)
+    try:
+        rest = values(list(argv))
     except Exception as error:  # a config file can raise anything
-        _exit_bad_input(_explained(argv, error))
+        raise _explained(argv, error) from error
+    if len(rest) > 1:
+        raise BadInput("argument", rest[1], "unknown", "Flags look like --name=value")
+    return rest
 
 
 def _explained(argv: Sequence[str], error: Exception) -> BadInput:

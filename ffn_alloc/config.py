@@ -98,10 +98,13 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Validation inside the training run. The last step is always evaluated."""
+    """Evaluation inside the training run. The last step is always evaluated."""
 
     every: int  # steps; 0: only at the end
     rows: int  # validation rows; 0: all of them
+    tasks: str  # benchmarks, comma-separated ('hellaswag,piqa'); '': none
+    task_data: str  # directory of their JSONL files; '': the hub
+    task_limit: int  # items of each task; 0: all of them
 
 
 @dataclasses.dataclass(frozen=True)

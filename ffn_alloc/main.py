@@ -9,6 +9,7 @@ import functools
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from ffn_alloc import cli
@@ -16,52 +17,51 @@ from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.data.storage import cache_root
-from ffn_alloc.evaluation.perplexity import Perplexity
+from ffn_alloc.evaluation.in_training import make_evaluators
 from ffn_alloc.model.attention import choose_kernel
-from ffn_alloc.training import host, resume, workdir
+from ffn_alloc.training import host, processes, resume, workdir
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.loop import train
 from ffn_alloc.training.sharding import check_mesh, make_mesh
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/NAME.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, with --coordinator.")
 
 
 def main(config: Config) -> None:
     stop = host.StopRequest()
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     platform = host.set_up_devices(config, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     choose_kernel(config.model, config.data.mask_documents, platform)
     data = ensure_prepared(config)
+    processes.check_same("data fingerprint", data.fingerprint, "Prepare the same data everywhere")
     train_batches = functools.partial(
         pipeline.train_batches,
         data,
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,
         mask_documents=config.data.mask_documents,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
-    validation_batches = functools.partial(
-        pipeline.validation_batches,
-        data,
-        rows=config.eval.rows,
-        batch_size=config.microbatch_size,
-        mask_documents=config.data.mask_documents,
-    )
+    evaluators = make_evaluators(config, mesh, platform, data)
     record = resume.run_record(config, data.fingerprint)
-    # Absolute, since Orbax takes nothing else.
-    directory = Path(_WORKDIR.value or Path("runs") / config.name).expanduser().absolute()
+    directory = workdir.local_path(_WORKDIR.value or str(Path("runs") / config.name))
     with workdir.lock(directory):
-        resume.check_workdir(directory, record)
+        processes.from_first(lambda: resume.check_workdir(directory, record))
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
         with contextlib.closing(checkpoints):
             state, step = resume.restore_or_init(config, mesh, checkpoints, record)
             if step == config.train.steps:
                 print(f"{directory} is finished: {step} steps are done", file=sys.stderr)
                 return
-            workdir.write_config(directory, config, record)
-            evaluator = Perplexity(config, mesh, platform, validation_batches)
+            processes.from_first(lambda: workdir.write_config(directory, config, record))
             train(
-                config, mesh, state, step, train_batches, [evaluator], checkpoints, directory, stop
+                config, mesh, state, step, train_batches, evaluators, checkpoints, directory, stop
             )
 
 

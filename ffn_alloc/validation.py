@@ -27,7 +27,8 @@ _POSITIVE = (
 ).split()
 _NOT_NEGATIVE = (
     "seed data.max_documents train.microbatch_size train.z_loss train.log_layers_every "
-    "optimizer.weight_decay optimizer.clip_norm checkpoint.keep_every eval.every eval.rows"
+    "optimizer.weight_decay optimizer.clip_norm checkpoint.keep_every eval.every eval.rows "
+    "eval.task_limit"
 ).split()
 _BETAS = ("optimizer.beta1", "optimizer.beta2")
 _FRACTIONS = (

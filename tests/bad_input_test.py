@@ -48,6 +48,7 @@ CONFIGS = [
     ({"data.source": "tfds:c4/en:3.0.1", "data.data_dir": "/nowhere"}, "data.", "/nowhere"),
     ({"data.tokenizer": "morse"}, "data.tokenizer", "bytes"),
     ({"data.tokenizer": "sentencepiece:/nowhere.model"}, "data.tokenizer", "/nowhere.model"),
+    ({"eval.task_limit": -1}, "eval.task_limit", "negative"),
     ({"name": "a/b"}, "name", "folder"),
     ({"seed": -1}, "seed", "negative"),
 ]
@@ -92,6 +93,22 @@ def test_refused(train, cache: Path, tmp_path: Path, overrides, field, part):
     assert field in str(error.value)
     assert part in str(error.value)
     assert len(error.value.remedy) > 10
+    assert (tree(cache), tree(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ({"eval.tasks": "piqa,helaswag"}, "hellaswag"),
+        ({"eval.tasks": "piqa", "eval.task_data": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_benchmarks_that_cannot_be_scored(train, cache: Path, tmp_path: Path, overrides, part):
+    pytest.importorskip("lm_eval")
+    before = tree(cache), tree(tmp_path)
+    with pytest.raises(BadInput, match="task") as error:
+        train(overrides)
+    assert part in str(error.value)
     assert (tree(cache), tree(tmp_path)) == before
 
 

@@ -221,7 +221,7 @@ def test_identity_is_flat_plain_and_complete():
         # rhythms, and the length, which the schedule decides about
         *(f"train.{name}" for name in ("steps", "log_every", "log_layers_every")),
         *(f"checkpoint.{name}" for name in ("every", "keep", "keep_every")),
-        *(f"eval.{name}" for name in ("every", "rows")),
+        *(f"eval.{name}" for name in ("every", "rows", "tasks", "task_data", "task_limit")),
     }
     fields = {"name", "seed"}
     for section in dataclasses.fields(Config):

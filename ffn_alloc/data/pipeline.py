@@ -70,21 +70,26 @@ def validation_batches(
     """
     size = _part(batch_size, process_count)
     source = Rows(manifest, manifest.validation)
-    count = min(rows or len(source), len(source))
+    chosen = validation_indices(len(source), rows)
+    count = len(chosen)
     bytes_V = manifest.token_bytes() * manifest.validation.bytes_correction
 
     def batch(step: int) -> Batch:
         first = step * batch_size + process_index * size
         used_B = np.arange(first, first + size) < count
-        indices = [
-            i * len(source) // count if i < count else -1 for i in range(first, first + size)
-        ]
+        indices = [chosen[i] if i < count else -1 for i in range(first, first + size)]
         result = _batch(source.read(indices), manifest.eos_id, mask_documents)
         result["loss_weights"] *= used_B[:, None]
         target_bytes_BT = bytes_V[result["targets"]] * used_B[:, None]
         return result | {"target_bytes": target_bytes_BT.astype(np.float32)}
 
     return _read_ahead(grain.MapDataset.range(-(-count // batch_size)), batch)
+
+
+def validation_indices(length: int, rows: int) -> list[int]:
+    """Which `rows` (0: all) of `length` rows are used: spread evenly, in order."""
+    count = min(rows or length, length)
+    return [i * length // count for i in range(count)]
 
 
 def shuffled(index: int, length: int, seed: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ffn_alloc.config import Config
-from ffn_alloc.training.sharding import batch_sharding
+from ffn_alloc.training.sharding import batch_sharding, replicated
 from ffn_alloc.training.step import make_nll, put_batch
 
 Sums = dict[str, tuple[float, float]]
@@ -30,29 +30,34 @@ class Perplexity:
     ):
         self._batches = batches
         self._sharding = batch_sharding(mesh)
-        self._sums = jax.jit(_make_sums(config, platform))
+        self._sums = jax.jit(_make_sums(config, platform), out_shardings=replicated(mesh))
 
     def __call__(self, params: Any, step: int) -> Sums:
         """nll (nats a token) and bits_per_byte (of text), each as a sum and its weight."""
-        totals, pending = np.zeros(3, np.float64), None
+        nll, tokens, target_bytes = (float(total) for total in self.rows(params).sum(axis=0))
+        return {"nll": (nll, tokens), "bits_per_byte": (nll / math.log(2), target_bytes)}
+
+    def rows(self, params: Any) -> np.ndarray:
+        """[rows, 3] float64: nats, tokens and bytes of each row that counts, in order."""
+        done, pending = [], None
         for batch in self._batches():
             sums = self._sums(params, put_batch(batch, self._sharding))
             if pending is not None:  # one batch behind, so that the devices never wait
-                totals += jax.device_get(pending)
+                done.append(jax.device_get(pending))
             pending = sums
-        totals += jax.device_get(pending)
-        nll, tokens, target_bytes = (float(value) for value in totals)
-        return {"nll": (nll, tokens), "bits_per_byte": (nll / math.log(2), target_bytes)}
+        done.append(jax.device_get(pending))
+        rows = np.concatenate(done).astype(np.float64)
+        return rows[rows[:, 1] > 0]  # the others only fill up a batch
 
 
 def _make_sums(config: Config, platform: str) -> Callable[[Any, Any], jax.Array]:
     token_losses = make_nll(config, platform)
 
     def sums(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        """[3]: nats, tokens and bytes of the batch's targets."""
+        """[B, 3]: nats, tokens and bytes of each row's targets."""
         nll_BT, _ = token_losses(params, batch)
         weights_BT = batch["loss_weights"]
         values = nll_BT * weights_BT, weights_BT, batch["target_bytes"]
-        return jnp.stack([jnp.sum(value) for value in values])
+        return jnp.stack([jnp.sum(value, axis=1) for value in values], axis=1)
 
     return sums

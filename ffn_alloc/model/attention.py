@@ -42,6 +42,20 @@ def attend(
     return _attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
 
 
+def attend_cached(
+    q_B1NH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, positions_B: jax.Array
+) -> jax.Array:
+    """Attention [B, 1, N, H] of one query a row to the keys 0..position of its row."""
+    B, _, N, H = q_B1NH.shape
+    S, K = k_BSKH.shape[1:3]
+    q_BKG1H = q_B1NH.reshape(B, K, N // K, 1, H)
+    mask_BS = jnp.arange(S) <= positions_B[:, None]
+    y_BKG1H = _attend_block(
+        q_BKG1H, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), mask_BS[:, None, None, None]
+    )
+    return y_BKG1H.reshape(B, 1, N, H)
+
+
 def _cudnn_problem(model: ModelConfig, mask_documents: bool, platform: str) -> str | None:
     """Why cuDNN's fused attention cannot be used, or None."""
     if platform not in ("gpu", "cuda"):

@@ -11,6 +11,7 @@ stacked on a leading axis L and run by one `lax.scan`:
 Shapes: B batch, T positions, D d_model, V vocabulary, L layers of a group.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from ffn_alloc.model.layers import (
 )
 
 Params = dict[str, Any]
+Rotary = tuple[jax.Array, jax.Array]
 
 # Activations [B, T, D], over axes of the ambient mesh where there is one.
 _BATCH_SPLIT = PartitionSpec(("data", "fsdp"), None, None)
@@ -81,8 +83,52 @@ def forward(
     other in each iteration of a group's scan (num_layers: no loop is left). `positions_BT`
     count from 0 in each document when `segment_ids_BT` keep documents apart.
     """
+    x_BTD = hidden_states(
+        params,
+        tokens_BT,
+        model,
+        kernel=kernel,
+        unroll=unroll,
+        positions_BT=positions_BT,
+        segment_ids_BT=segment_ids_BT,
+    )
+    return unembed(params, x_BTD, model)
+
+
+def hidden_states(
+    params: Params,
+    tokens_BT: jax.Array,
+    model: ModelConfig,
+    *,
+    kernel: str,
+    unroll: int = 1,
+    positions_BT: jax.Array | None = None,
+    segment_ids_BT: jax.Array | None = None,
+) -> jax.Array:
+    """What `forward` turns into logits: [B, T, D] behind the final norm."""
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+
+    def layer(module: DecoderLayer, x_BTD: jax.Array, rotary: Rotary, _: None) -> Any:
+        return module(x_BTD, rotary, segment_ids_BT, kernel), None
+
+    return run_layers(params, tokens_BT, positions_BT, model, layer, unroll)[0]
+
+
+def run_layers(
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    model: ModelConfig,
+    layer: Callable[[DecoderLayer, jax.Array, Rotary, Any], tuple[jax.Array, Any]],
+    unroll: int,
+    given: dict[str, Any] | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Embedding, layers and final norm: ([B, T, D], what the layers gave out).
+
+    `layer(module, x_BTD, rotary, its part of given)` runs one layer and returns the new x_BTD
+    and anything else; `given` and what is given out are stacked by group, as parameters are.
+    """
     rotary = rotary_tables(positions_BT, model.head_dim, model.rope_theta)
     table_VD = params["embedding"]["table"]
     # Whole on every device: a split table under a split batch makes XLA rematerialise. Float32,
@@ -90,23 +136,32 @@ def forward(
     whole_VD = _constrain(table_VD, PartitionSpec(None, None))
     x_BTD = _constrain(whole_VD[tokens_BT].astype(model.compute_dtype))
 
+    out = {}
     for index, group in enumerate(group_layers(model.ffn_dims)):
         graph = _layer_graph(model, group.ffn_dim)
 
-        def layer(x_BTD, layer_params, graph=graph):
+        def step(x_BTD, layer_params_and_given, graph=graph):
+            layer_params, given = layer_params_and_given
             module = nnx.merge(graph, layer_params)
-            return _constrain(module(x_BTD, rotary, segment_ids_BT, kernel)), None
+            x_BTD, kept = layer(module, x_BTD, rotary, given)
+            return _constrain(x_BTD), kept
 
-        x_BTD, _ = jax.lax.scan(
-            _remat(layer, model.remat, in_loop=unroll == 1),
+        name = str(index)
+        x_BTD, out[name] = jax.lax.scan(
+            _remat(step, model.remat, in_loop=unroll == 1),
             x_BTD,
-            params["groups"][str(index)],
+            (params["groups"][name], given and given[name]),
             unroll=min(unroll, group.num_layers),
         )
 
     final_norm = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(model)))
-    x_BTD = nnx.merge(final_norm, params["final_norm"])(x_BTD)
-    kernel_DV = table_VD.T if model.tie_embeddings else params["unembedding"]["kernel"]
+    return nnx.merge(final_norm, params["final_norm"])(x_BTD), out
+
+
+def unembed(params: Params, x_BTD: jax.Array, model: ModelConfig) -> jax.Array:
+    """Logits [B, T, V], float32, of `hidden_states`."""
+    tied = model.tie_embeddings
+    kernel_DV = params["embedding"]["table"].T if tied else params["unembedding"]["kernel"]
     return jnp.einsum(
         "BTD,DV->BTV",
         x_BTD,

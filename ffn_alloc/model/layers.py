@@ -5,6 +5,8 @@ H head_dim, F FFN width. Matrices are stored two-dimensional, input dimension fi
 """
 
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,9 @@ _NORMAL_STD = 0.02
 
 # What the remat policy `save` keeps; the rest of a layer is cheap to compute again.
 SAVED_NAMES = ("query", "key", "value", "attended", "residual", "gate", "up")
+
+# (q_BTNH, k_BSKH, v_BSKH) -> (attended values [B, T, N, H], anything to keep, such as a cache).
+AttendHeads = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class DecoderLayer(nnx.Module):
@@ -36,15 +41,25 @@ class DecoderLayer(nnx.Module):
         segment_ids_BT: jax.Array | None,
         kernel: str,
     ) -> jax.Array:
-        x_BTD += self.attention(self.attention_norm(x_BTD), rotary, segment_ids_BT, kernel)
+        def causal(q_BTNH, k_BSKH, v_BSKH):
+            return attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, kernel), None
+
+        return self.apply(x_BTD, rotary, causal)[0]
+
+    def apply(
+        self, x_BTD: jax.Array, rotary: tuple[jax.Array, jax.Array], attend_heads: AttendHeads
+    ) -> tuple[jax.Array, Any]:
+        """The layer with an attention of the caller's, and what that keeps."""
+        y_BTD, kept = self.attention(self.attention_norm(x_BTD), rotary, attend_heads)
+        x_BTD += y_BTD
         if self.ffn is not None:
             x_BTD = checkpoint_name(x_BTD, "residual")
             x_BTD += self.ffn(self.ffn_norm(x_BTD))
-        return x_BTD
+        return x_BTD, kept
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with rotary positions and grouped key/value heads."""
+    """Self-attention with rotary positions and grouped key/value heads."""
 
     def __init__(self, model: ModelConfig, key: jax.Array):
         self.head_dim = model.head_dim
@@ -55,16 +70,16 @@ class Attention(nnx.Module):
         self.value = _matrix(model, key, "attention/value", (D, K * H))
         self.out = _matrix(model, key, "attention/out", (N * H, D), residual=True)
 
-    def __call__(self, x_BTD, rotary, segment_ids_BT, kernel):
+    def __call__(self, x_BTD, rotary, attend_heads: AttendHeads):
         def heads(kernel_DE: nnx.Param) -> jax.Array:
             return project(x_BTD, kernel_DE).reshape(*x_BTD.shape[:2], -1, self.head_dim)
 
         q_BTNH = checkpoint_name(rotate(heads(self.query), rotary), "query")
         k_BSKH = checkpoint_name(rotate(heads(self.key), rotary), "key")
         v_BSKH = checkpoint_name(heads(self.value), "value")
-        y_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, kernel)
+        y_BTNH, kept = attend_heads(q_BTNH, k_BSKH, v_BSKH)
         y_BTE = checkpoint_name(y_BTNH.reshape(*x_BTD.shape[:2], -1), "attended")
-        return project(y_BTE, self.out)
+        return project(y_BTE, self.out), kept
 
 
 class SwiGLU(nnx.Module):

@@ -8,6 +8,7 @@ What Orbax does not notice (flipped bits) our own digests do, at every restore.
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from etils import epath
 
 from ffn_alloc.config import CheckpointConfig
 from ffn_alloc.errors import BadInput
+from ffn_alloc.training import processes
 from ffn_alloc.training.metrics import digest, is_finite
 from ffn_alloc.training.sharding import path_string
 from ffn_alloc.training.state import TrainState
@@ -40,10 +42,7 @@ class Checkpoints:
         self._config = config
         self._record = record
         self._writer = ocp.AsyncCheckpointer(_handler())
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():
-            if _UNFINISHED in path.name or _EVICTED in path.name:
-                path.rmtree()
+        processes.from_first(self._tidy)
 
     def save(self, state: TrainState, step: int) -> None:
         """Copies the state off the devices and returns; writing goes on in the background.
@@ -52,7 +51,7 @@ class Checkpoints:
         finite, which is never written.
         """
         self.wait()
-        if step in saved_steps(self.directory):
+        if step in self._steps():
             return
         items = {"params": state.params, "optimizer": state.opt_state}
         digests = digest(items)
@@ -78,21 +77,15 @@ class Checkpoints:
         checkpoints newer than the one restored are reported and renamed, never deleted.
         """
         damaged: list[int] = []
-        for step in sorted(saved_steps(self.directory), reverse=True):
+        for step in sorted(self._steps(), reverse=True):
             try:
-                meta = read_meta(self.directory, step)
-                check(meta)
-                items = {"params": abstract.params, "optimizer": abstract.opt_state}
-                restored = restore_items(self.directory, step, meta, items)
+                restored = self._restore(step, abstract, check)
             except DamagedCheckpoint as error:
                 print(f"checkpoint {self.directory / str(step)}: {error}", file=sys.stderr)
                 damaged.append(step)
                 continue
-            for other in damaged:
-                _set_aside(self.directory / str(other), _DAMAGED)
-            sharding = abstract.step.sharding
-            count = jax.device_put(jax.numpy.int32(step), sharding)
-            return TrainState(count, restored["params"], restored["optimizer"]), step
+            processes.from_first(lambda: self._set_damaged_aside(damaged))
+            return restored, step
         if damaged:
             raise BadInput(
                 "checkpoints",
@@ -110,6 +103,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Until the last save is complete; then deletes what the config does not keep."""
         self._writer.wait_until_finished()
+        if not processes.is_first():
+            return
         keep, keep_every = self._config.keep, self._config.keep_every
         for step in sorted(saved_steps(self.directory))[:-keep]:
             if not (keep_every and step % keep_every == 0):
@@ -118,6 +113,29 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._writer.close()
+
+    def _restore(self, step: int, abstract: TrainState, check: Any) -> TrainState:
+        meta = _everywhere(lambda: read_meta(self.directory, step))
+        check(meta)
+        items = {"params": abstract.params, "optimizer": abstract.opt_state}
+        restored = _everywhere(lambda: restore_items(self.directory, step, meta, items))
+        count = jax.device_put(jax.numpy.int32(step), abstract.step.sharding)
+        return TrainState(count, restored["params"], restored["optimizer"])
+
+    def _tidy(self) -> None:
+        """Removes what an earlier process left unfinished."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+            if _UNFINISHED in path.name or _EVICTED in path.name:
+                path.rmtree()
+
+    def _steps(self) -> list[int]:
+        """As process 0 sees them: the others' view of a shared disk may lag."""
+        return processes.from_first(lambda: saved_steps(self.directory))
+
+    def _set_damaged_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            _set_aside(self.directory / str(step), _DAMAGED)
 
 
 def saved_steps(directory: epath.PathLike) -> list[int]:
@@ -164,6 +182,18 @@ def restore_items(
     if differing:
         raise DamagedCheckpoint(f"these arrays are not what was written: {', '.join(differing)}")
     return trees
+
+
+def _everywhere(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `read` returns; DamagedCheckpoint in every process if it raises that in any."""
+    problem, content = None, {}
+    try:
+        content = read()
+    except DamagedCheckpoint as error:
+        problem = error
+    if not processes.agreed(problem is None):
+        raise problem or DamagedCheckpoint("another process cannot read it")
+    return content
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

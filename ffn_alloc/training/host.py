@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import jax
+from jax.experimental import multihost_utils
 
 from ffn_alloc.accounting import count_bytes
 from ffn_alloc.config import Config
@@ -37,19 +38,28 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
 
 
 class StopRequest:
-    """SIGTERM: `requested` turns true and the loop saves and exits; before the loop, where
-    there is nothing to save, the process exits at once. Both with the code for preemption."""
+    """SIGTERM: the loop saves and exits; before the loop, where there is nothing to save, the
+    process exits at once. Both with the code for preemption.
+
+    Of several processes it may reach any: jax's runtime, which takes the signal over when they
+    join, makes them agree on a step."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
         self._in_loop = False
         signal.signal(signal.SIGTERM, self._handle)
 
     def enter_loop(self) -> None:
         self._in_loop = True
 
+    def at(self, step: int) -> bool:
+        """Whether to stop at this step, the same in every process. Asked once for every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._requested = True
         if not self._in_loop:
             print("SIGTERM before the first step: nothing to save", file=sys.stderr)
             raise Preempted(step=0)

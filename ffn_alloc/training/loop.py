@@ -23,11 +23,12 @@ from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.host import StopRequest
+from ffn_alloc.training.processes import is_first, wait_for_all
 from ffn_alloc.training.sharding import batch_sharding, replicated, shardings
 from ffn_alloc.training.state import TrainState, abstract_state
 from ffn_alloc.training.step import make_train_step, put_batch
 from ffn_alloc.training.update_log import UpdateLog, due
-from ffn_alloc.training.writers import MetricsWriter, Terminal
+from ffn_alloc.training.writers import MetricsWriter, NoWriter, Terminal
 
 Batches = Iterator[dict[str, np.ndarray]]
 
@@ -48,10 +49,10 @@ def train(
     `batches(start_step=t)` iterates over the batches from step t on. Raises Preempted after
     saving, and FloatingPointError at a loss or gradient that is not finite.
     """
-    steps, terminal = config.train.steps, Terminal()
+    steps, terminal = config.train.steps, Terminal(silent=not is_first())
     batch_iterator, update = batches(start_step=first_step), None
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, first_step)))
+        writer = stack.enter_context(contextlib.closing(_writer(workdir, first_step)))
         log = UpdateLog(config, mesh, writer, terminal, checkpoints)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(jax.transfer_guard("disallow"))
@@ -62,8 +63,8 @@ def train(
                 log.flush()
                 with log.clock.paused():
                     for evaluator in evaluators:
-                        log.evaluated(step, evaluator.name, evaluator(state.params, step))
-            stopping = stop.requested  # read once: what stops here was saved here
+                        log.evaluate(step, evaluator, state.params)
+            stopping = stop.at(step)  # read once: what stops here was saved here
             save = due(step, config.checkpoint.every, steps) or stopping
             if save and step > first_step:
                 log.flush()
@@ -86,6 +87,10 @@ def train(
     return state
 
 
+def _writer(workdir: Path, first_step: int) -> MetricsWriter | NoWriter:
+    return MetricsWriter(workdir, first_step) if is_first() else NoWriter()
+
+
 def _compile(config: Config, mesh: Mesh, batch: Any, terminal: Terminal) -> Callable[..., Any]:
     """The update, compiled for the abstract state: a resumed run compiles the same program."""
     terminal.message("compiling the training step …")
@@ -96,4 +101,6 @@ def _compile(config: Config, mesh: Mesh, batch: Any, terminal: Terminal) -> Call
         donate_argnums=0,
         out_shardings=(shardings(abstract, mesh), replicated(mesh)),
     )
-    return update.lower(abstract, batch).compile()
+    compiled = update.lower(abstract, batch).compile()
+    wait_for_all("compiled")  # the first step's collectives wait for half a minute only
+    return compiled

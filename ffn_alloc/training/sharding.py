@@ -41,8 +41,13 @@ _RULES = (
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices; -1 takes what the other axes leave. BadInput if it cannot be."""
-    devices = jax.devices() if devices is None else devices
+    """The mesh over all devices; -1 takes what the other axes leave. BadInput if it cannot be.
+
+    Neighbours share a process, and processes a slice: the tensor axis, the innermost, stays
+    inside a process, and the data axis goes over slices.
+    """
+    per_process = jax.local_device_count() if devices is None else len(devices)
+    devices = sorted(jax.devices(), key=_place) if devices is None else devices
     sizes = dataclasses.asdict(config)
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     open_axes = [axis for axis, size in sizes.items() if size == -1]
@@ -55,8 +60,19 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"does not fill the {len(devices)} devices",
             "Choose sizes whose product is their number, or -1 for one axis",
         )
+    if per_process % sizes["tensor"]:
+        raise BadInput(
+            "mesh.tensor",
+            sizes["tensor"],
+            f"does not divide the {per_process} devices of a process",
+            f"Choose one of {_divisors(per_process, per_process)}",
+        )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     return Mesh(np.array(devices).reshape(shape), MESH_AXES)
+
+
+def _place(device: jax.Device) -> tuple[int, int, int]:
+    return getattr(device, "slice_index", None) or 0, device.process_index, device.id
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
@@ -74,13 +90,16 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
     ]
     for field, size, axes, parts in sizes:
         if size % parts:
-            fitting = [n for n in range(1, parts + 1) if size % n == 0]
             raise BadInput(
                 field,
                 size,
                 f"is not divided by mesh {axes} = {parts}",
-                f"Choose a multiple of {parts}, or a mesh with {axes} of {fitting}",
+                f"Choose a multiple of {parts}, or a mesh with {axes} of {_divisors(size, parts)}",
             )
+
+
+def _divisors(number: int, largest: int) -> list[int]:
+    return [n for n in range(1, largest + 1) if number % n == 0]
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

@@ -1,6 +1,7 @@
 """Reads the metrics of each update, one update late, checks them and writes those due."""
 
 import math
+import traceback
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from ffn_alloc.config import Config
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.timing import Clock, time_left
-from ffn_alloc.training.writers import MetricsWriter, Terminal
+from ffn_alloc.training.writers import MetricsWriter, NoWriter, Terminal
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -24,7 +25,7 @@ class UpdateLog:
         self,
         config: Config,
         mesh: Mesh,
-        writer: MetricsWriter,
+        writer: MetricsWriter | NoWriter,
         terminal: Terminal,
         checkpoints: Checkpoints,
     ):
@@ -61,8 +62,20 @@ class UpdateLog:
         if row:
             self._writer.write(step, row)
 
-    def evaluated(self, step: int, name: str, sums: dict[str, tuple[float, float]]) -> None:
-        means = {f"eval/{name}/{key}": total / weight for key, (total, weight) in sums.items()}
+    def evaluate(self, step: int, evaluator: Any, params: Any) -> None:
+        """Writes what an evaluator finds. One that fails is reported and gives no number."""
+        try:
+            sums = evaluator(params, step)
+            means = {f"eval/{evaluator.name}/{key}": sums[key][0] / sums[key][1] for key in sums}
+            for name, value in means.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"{name} is {value}")
+        except Exception as error:  # an evaluator can raise anything
+            self._terminal.message(
+                f"{traceback.format_exc()}step {step}: evaluator {evaluator.name} failed "
+                f"({type(error).__name__}); it gives no score here, and the training goes on"
+            )
+            return
         self._writer.write(step, means)
         text = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
         self._terminal.message(f"step {step}: {text}")

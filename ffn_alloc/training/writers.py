@@ -40,14 +40,30 @@ class MetricsWriter:
         self._file.close()
 
 
+class NoWriter:
+    """Of the processes that do not write."""
+
+    def write(self, step: int, metrics: Mapping[str, Value]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Terminal:
     """The progress line: rewritten in place on a terminal, a line each time elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
+        self._silent = silent
         self._in_place = sys.stderr.isatty()
         self._width = 0
 
     def progress(self, text: str) -> None:
+        if self._silent:
+            return
         if self._in_place:
             print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
             self._width = len(text)
@@ -56,6 +72,8 @@ class Terminal:
 
     def message(self, text: str) -> None:
         """A line that stays."""
+        if self._silent:
+            return
         if self._width:
             print(file=sys.stderr)
             self._width = 0

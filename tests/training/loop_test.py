@@ -17,6 +17,7 @@ from tests.training.runs import (
     micro_config,
     rows,
     run,
+    sha,
     steps_with,
 )
 
@@ -122,6 +123,34 @@ def test_the_loop_with_the_real_evaluator(tmp_path):
 
     run(config, tmp_path, evaluators=[Perplexity(config, mesh, "cpu", batches)])
     assert steps_with(tmp_path, "eval/validation/bits_per_byte") == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("found", "part"),
+    [
+        (RuntimeError("no such item"), "RuntimeError: no such item"),
+        ({"acc": (0.0, 0.0)}, "ZeroDivisionError"),
+        ({"acc": (1.0, 1.0), "nll": (np.nan, 2.0)}, "eval/broken/nll is nan"),
+        (None, "TypeError"),
+    ],
+)
+def test_a_failing_evaluator_gives_no_score_and_ends_nothing(whole, tmp_path, capsys, found, part):
+    class Broken:
+        name = "broken"
+
+        def __call__(self, params, step):
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    state = run(LOOP_CONFIG, tmp_path, evaluators=[Broken(), CountingEvaluator()])
+    assert sha(state) == whole[1]
+    assert steps_with(tmp_path, "eval/validation/nll") == [4, 6]
+    assert not any("broken" in name for row in rows(tmp_path) for name in row)
+    errors = capsys.readouterr().err
+    assert part in errors
+    for step in (4, 6):
+        assert f"step {step}: evaluator broken failed" in errors
 
 
 @pytest.mark.parametrize("poisoned", [0, 3])

@@ -48,6 +48,9 @@ class Stop:
 
     def enter_loop(self) -> None: ...
 
+    def at(self, step: int) -> bool:
+        return self.requested
+
 
 def micro_config(allocation: str = "mask:01", **overrides: Any) -> Config:
     """A run of two layers, the first without FFN; override as **{"train.steps": 3}."""

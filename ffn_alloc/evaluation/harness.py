@@ -1,0 +1,140 @@
+"""A model of ours for lm-evaluation-harness.
+
+What the model sees is what training showed it: the tokens of a text as they are, with nothing
+before them, and EOS where a document begins. So an empty context becomes EOS, and any other is
+encoded without a special token, as the harness' Hugging Face backend does for a tokenizer that
+defines EOS alone.
+"""
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from ffn_alloc.config import Config
+from ffn_alloc.data.tokenizer import Tokenizer, check_fits
+from ffn_alloc.errors import BadInput
+from ffn_alloc.evaluation.generation import complete
+from ffn_alloc.evaluation.scoring import Request, Scorer
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError as error:
+    raise BadInput(
+        "--tasks",
+        "lm_eval",
+        f"the package {error.name} is not installed",
+        'Run: pip install -e ".[eval]"',
+    ) from error
+
+_MAX_NEW_TOKENS = 256  # where a task gives none; half of sequence_length, if that is less
+_NEUTRAL = {"top_p": (None, 1), "top_k": (None, 0, -1), "num_beams": (None, 1)}
+
+
+class HarnessModel(TemplateLM):
+    """Loglikelihoods and continuations under `params`, which may be replaced between calls.
+
+    BadInput where the tokenizer has ids that the model lacks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        platform: str,
+        params: Any,
+        tokenizer: Tokenizer,
+        progress: bool = False,
+    ):
+        super().__init__()
+        check_fits(tokenizer.spec, tokenizer.vocab_size, config.model.vocab_size)
+        self.params = params
+        self.scorer = Scorer(config, mesh, platform, progress)
+        self._config, self._mesh, self._platform = config, mesh, platform
+        self._text, self._progress = tokenizer, progress
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._text.eos_id
+
+    @property
+    def max_length(self) -> int:
+        return self._config.data.sequence_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names what the harness may cache of encoded requests."""
+        return f"{self._text.spec.partition(':')[0]}-{self._text.hash}"
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """The ids of a text. No special token is added, whatever is asked: see above."""
+        return self._text.encode(string).tolist()
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm or not self._progress)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, each token behind EOS or what is before it in its window
+        of max_length tokens."""
+        windows: list[Request] = []
+        stops = []
+        for request in requests:
+            ids = self.tok_encode(request.args[0])
+            rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
+            windows += map(make_disjoint_window, rolling)
+            stops.append(len(windows))
+        scores = [score for score, _ in self.scorer.score(self.params, windows)]
+        starts = [0, *stops]
+        return [float(sum(scores[start:stop])) for start, stop in zip(starts, stops, strict=False)]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to the task's `until` or EOS; temperature 0 unless it samples."""
+        groups: dict[str, tuple[dict[str, Any], list[int]]] = {}
+        for index, request in enumerate(requests):
+            kwargs = request.args[1]
+            groups.setdefault(repr(sorted(kwargs.items())), (kwargs, []))[1].append(index)
+        found: dict[int, str] = {}
+        for kwargs, indices in groups.values():
+            texts = complete(
+                self._config,
+                self._mesh,
+                self._platform,
+                self.params,
+                self._text,
+                [requests[index].args[0] for index in indices],
+                progress=self._progress and not disable_tqdm,
+                **_options(kwargs, min(_MAX_NEW_TOKENS, self.max_length // 2)),
+            )
+            found.update(zip(indices, texts, strict=True))
+        return [found[index] for index in range(len(requests))]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        return self.scorer.score(self.params, pairs)
+
+
+def _options(gen_kwargs: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    """A task's generation_kwargs as options of `complete`; BadInput for what it cannot do."""
+    kwargs = dict(normalize_gen_kwargs(gen_kwargs, max_new_tokens))
+    until, max_new_tokens = kwargs.pop("until"), kwargs.pop("max_gen_toks")
+    # Sampling without a temperature is sampling at 1, as everywhere.
+    temperature = kwargs.pop("temperature", 1.0 if kwargs.get("do_sample") else 0.0)
+    del kwargs["do_sample"]
+    if not temperature:
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("top_p", "top_k")}
+    for name, value in kwargs.items():
+        if value not in _NEUTRAL.get(name, ()):
+            remedy = "Change it in the task's generation_kwargs, or score another task"
+            raise BadInput(f"generation_kwargs.{name}", value, "is not supported", remedy)
+    stop = [ending for ending in until if ending]
+    return {"max_new_tokens": max_new_tokens, "temperature": temperature, "stop": stop}

@@ -1,0 +1,106 @@
+"""README.md of an exported model: what it is, what it was trained on, what it scored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ffn_alloc import __version__, allocation
+from ffn_alloc.config import Config
+from ffn_alloc.errors import BadInput
+
+_USE = {
+    "llama": "A stock Llama: any program that runs Llamas runs it.",
+    "llama-padded": (
+        "A stock Llama of the widest FFN: any program that runs Llamas runs it. FFN units beyond a "
+        "layer's own width are zero, and so is the whole FFN where it was removed; they add "
+        "nothing to the logits and get no gradient. `ffn_alloc` in config.json has the true widths."
+    ),
+    "ffn-alloc": (
+        "Exact shapes. transformers loads it with the modelling file that lies here: "
+        '`AutoModelForCausalLM.from_pretrained("DIR", trust_remote_code=True)`.'
+    ),
+    "decilm": (
+        "Exact shapes as Nemotron-NAS block configurations, for vLLM: `vllm serve DIR "
+        "--trust-remote-code` (the code here is needed to read config.json). Written after vLLM's "
+        "`nemotron_nas.py` of 2026, which takes each layer's `intermediate_size` literally and "
+        "carries attention past a removed FFN; releases before December 2025 need `ffn_mult` and "
+        "do not load it. vLLM itself was not run. Not for llama.cpp: its `deci` graph, as read, "
+        "drops the attention of layers without FFN; give it `llama-padded`."
+    ),
+}
+
+
+def text(
+    model_format: str, config: Config, step: int, picture: str, results: Path, checked: str
+) -> str:
+    """Markdown. `picture` is `plan`'s for the config, `results` the folder of a step's scores."""
+    dims, optimizer = config.model.ffn_dims, config.optimizer
+    spec = str(allocation.parse(config.model.allocation))
+    scores = _scores(results)
+    tokens = step * config.tokens_per_step
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [ffn_alloc, llama]
+---
+
+# {config.name}
+
+A LLaMA-style decoder whose FFN budget is spread over its {len(dims)} layers as `{spec}`, written
+by ffn_alloc {__version__} as `{model_format}`. A base model: it continues text.
+
+{_USE[model_format]}
+
+{checked}
+
+## Model
+
+```text
+{picture}
+```
+
+## Training
+
+| | |
+|---|---|
+| data | `{config.data.source}` |
+| tokenizer | `{config.data.tokenizer.partition(":")[0]}` |
+| sequence length | {config.data.sequence_length:,} |
+| step exported | {step:,} of {config.train.steps:,} |
+| tokens seen | {tokens:,} |
+| optimizer | {optimizer.name}, {optimizer.schedule} schedule from {optimizer.learning_rate:g} |
+| seed | {config.seed} |
+| compute | {config.model.compute_dtype} over float32 parameters |
+
+Documents end with EOS and nothing is put in front of them; a text to be continued from nothing
+starts from EOS, which is named as BOS too.
+
+## Scores
+
+{scores}
+"""
+
+
+def _scores(results: Path) -> str:
+    rows = [row for path in sorted(results.glob("*.json")) for row in _rows(path)]
+    if not rows:
+        return "None were recorded for this step."
+    return "\n".join(["| task | shots | items | metric | value |", "|---|---|---|---|---|", *rows])
+
+
+def _rows(path: Path) -> list[str]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        first = f"| {values['task']} | {values['num_fewshot']} |"
+        return [
+            f"{first} {metric['n']:,} | {name} | {metric['value']:.4f}{_error(metric)} |"
+            for name, metric in values["metrics"].items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            "--workdir", str(path), f"is no result ({error!r})", "Remove it and evaluate again"
+        ) from error
+
+
+def _error(metric: dict[str, Any]) -> str:
+    return "" if metric["stderr"] is None else f" ± {metric['stderr']:.4f}"

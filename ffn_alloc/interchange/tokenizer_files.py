@@ -1,0 +1,135 @@
+"""A run's tokenizer as the files that transformers expects, and back.
+
+Training never adds a token in front of a document, and ends each with EOS: that is what comes
+before a text, and so EOS is also named as BOS. Nothing is added when text is encoded, and text that
+spells a special token is ordinary text, as in training.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from ffn_alloc.data import tokenizer as tokenizer_kinds
+from ffn_alloc.data.tokenizer import Tokenizer
+from ffn_alloc.errors import BadInput
+from ffn_alloc.interchange import sentencepiece_json
+
+# The first that is there is the tokenizer; the others may say more about it.
+_HUGGINGFACE, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+_CONFIG = "tokenizer_config.json"
+_BESIDE = (_CONFIG, "special_tokens_map.json")
+_BYTE_EOS = "<|end_of_document|>"
+
+
+def write(folder: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, int]:
+    """Writes the files; returns bos_token_id and eos_token_id for config.json."""
+    ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
+    kind, _, path = tokenizer.spec.partition(":")
+    if kind == "bytes":
+        byte_tokenizer().save(str(folder / _HUGGINGFACE))
+        _write_config(folder, max_length, _BYTE_EOS)
+    elif kind == "huggingface":
+        ids["bos_token_id"] = _copy_definition(
+            Path(path).expanduser(), folder, max_length, tokenizer
+        )
+    else:
+        source = Path(path).expanduser() if path else tokenizer_kinds._mistral_path()
+        shutil.copyfile(source, folder / _SENTENCEPIECE)  # for engines that read it themselves
+        converted = sentencepiece_json.convert(source)
+        converted.save(str(folder / _HUGGINGFACE))
+        _write_config(folder, max_length, converted.id_to_token(tokenizer.eos_id))
+    return ids
+
+
+def find(folder: Path) -> str:
+    """The spec of a checkpoint's tokenizer, as `data.tokenizer` takes it."""
+    definition, model = folder / _HUGGINGFACE, folder / _SENTENCEPIECE
+    if definition.is_file():
+        text = definition.read_text()
+        if text == byte_tokenizer().to_str(pretty=True):
+            return "bytes"
+        if not (model.is_file() and text == _converted(model)):
+            return f"huggingface:{definition}"
+    if model.is_file():
+        return f"sentencepiece:{model}"
+    raise BadInput(
+        "--from-hf",
+        str(folder),
+        f"has neither {_HUGGINGFACE} nor {_SENTENCEPIECE}",
+        "Put the model's tokenizer there",
+    )
+
+
+def copy(spec: str, folder: Path) -> str:
+    """Copies the files of a spec of `find` into `folder`; the spec that names them there."""
+    kind, _, path = spec.partition(":")
+    if not path:
+        return spec
+    folder.mkdir()
+    _copy(Path(path), folder)
+    return f"{kind}:{folder / Path(path).name}"
+
+
+def byte_tokenizer() -> tokenizers.Tokenizer:
+    """Ids 0 to 255 are the bytes, 256 is EOS: exactly `ByteTokenizer`."""
+    pieces = {piece: byte for byte, piece in enumerate(_byte_pieces())}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([_BYTE_EOS])
+    return tokenizer
+
+
+def _byte_pieces() -> list[str]:
+    """The character that ByteLevel writes for each byte (GPT-2): itself where it is printable,
+    otherwise the next unused one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
+
+
+def _converted(model: Path) -> str | None:
+    """The tokenizer.json that we would write beside it."""
+    try:
+        return sentencepiece_json.convert(model).to_str(pretty=True)
+    except BadInput:
+        return None
+
+
+def _write_config(folder: Path, max_length: int, eos_token: str) -> None:
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": eos_token,
+        "eos_token": eos_token,
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+    }
+    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _copy(path: Path, folder: Path) -> None:
+    for source in (path, *(path.with_name(name) for name in _BESIDE)):
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
+
+
+def _copy_definition(path: Path, folder: Path, max_length: int, tokenizer: Tokenizer) -> int:
+    """A tokenizer.json and what lies beside it; the id of its BOS, or else EOS."""
+    _copy(path, folder)
+    (folder / path.name).rename(folder / _HUGGINGFACE)  # it may have another name
+    pieces = tokenizers.Tokenizer.from_file(str(folder / _HUGGINGFACE))
+    config = folder / _CONFIG
+    if not config.is_file():
+        _write_config(folder, max_length, pieces.id_to_token(tokenizer.eos_id))
+    values = json.loads(config.read_text())
+    # Other classes take the vocabulary out of the file and make up the rest.
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.write_text(json.dumps(values, indent=2) + "\n")
+    token = values.get("bos_token")
+    name = token.get("content") if isinstance(token, dict) else token
+    found = pieces.token_to_id(name or "")
+    return tokenizer.eos_id if found is None else found

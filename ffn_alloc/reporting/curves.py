@@ -1,0 +1,67 @@
+"""Training curves from metrics.jsonl.
+
+Shapes: P logged rows.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_SMOOTHED_SHARE = 0.05  # of the rows, in one mean
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Training loss against tokens and against the seconds of training steps."""
+
+    tokens_P: np.ndarray
+    seconds_P: np.ndarray  # without compilation, evaluation and saving
+    loss_P: np.ndarray
+
+    def smoothed(self) -> "Curve":
+        """Means of neighbouring rows, each at their middle."""
+        rows = len(self.loss_P)
+        width = max(1, round(_SMOOTHED_SHARE * rows))
+        kernel = np.ones(width) / width
+
+        def mean(values_P: np.ndarray) -> np.ndarray:
+            return np.convolve(values_P, kernel, mode="valid")
+
+        return Curve(mean(self.tokens_P), mean(self.seconds_P), mean(self.loss_P))
+
+
+def read_curve(workdir: Path, last_step: int) -> Curve | None:
+    """The curve up to `last_step`; None where no loss was logged. Broken lines are left out."""
+    path = workdir / "metrics.jsonl"
+    tokens, seconds, losses = [], [], []
+    previous_step, elapsed = 0, 0.0
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            step, loss = int(row["step"]), float(row["train/loss"])
+            trained, step_seconds = float(row["train/tokens"]), float(row["perf/step_seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # an evaluation, or the last line of a run that was killed
+        if previous_step < step <= last_step:
+            elapsed += step_seconds * (step - previous_step)
+            previous_step = step
+            tokens.append(trained)
+            seconds.append(elapsed)
+            losses.append(loss)
+    if not losses:
+        return None
+    return Curve(np.array(tokens), np.array(seconds), np.array(losses))
+
+
+def mean_curve(curves: list[Curve]) -> Curve:
+    """The mean over runs, at the tokens of the first, as far as all of them went."""
+    end = min(curve.tokens_P[-1] for curve in curves)
+    tokens_P = curves[0].tokens_P[curves[0].tokens_P <= end]
+
+    def mean(name: str) -> np.ndarray:
+        values = [np.interp(tokens_P, curve.tokens_P, getattr(curve, name)) for curve in curves]
+        return np.mean(values, axis=0)
+
+    return Curve(tokens_P, mean("seconds_P"), mean("loss_P"))

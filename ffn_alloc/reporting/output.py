@@ -1,0 +1,65 @@
+"""The report's directory: it appears whole, and replaces nothing but an earlier report."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ffn_alloc.errors import BadInput
+
+MARKED, MARK = "report.html", "ffn_alloc report"  # this file with this in it: one of ours
+_OURS = {"report.html", "report.md", "results.csv", "figures"}
+_HEAD = 1000  # characters in which the mark stands
+
+
+def check_free(out: Path) -> None:
+    """BadInput unless `out` does not exist, is empty, or holds an earlier report and no more."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise _bad(out, "is no directory")
+    parent = _existing_parent(out)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise _bad(out, f"cannot be written: {parent} is no directory that is writable")
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if not names:
+        return
+    foreign = sorted(names - _OURS)
+    if foreign:
+        raise _bad(out, f"is in the way: it holds {foreign[0]!r}, which is no part of a report")
+    page = out / MARKED
+    head = page.read_text(encoding="utf-8", errors="replace")[:_HEAD] if page.is_file() else ""
+    if MARK not in head:
+        raise _bad(out, f"is in the way: its {MARKED} is missing or not of this program")
+
+
+def write(out: Path, files: Mapping[str, str | bytes]) -> None:
+    """Writes the files (relative paths) beside `out`, then moves them there together."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        for name, content in files.items():
+            path = fresh / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        check_free(out)  # again: drawing took a while
+        old = Path(scratch) / "old"
+        if out.exists():
+            out.rename(old)
+        try:
+            fresh.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+def _existing_parent(path: Path) -> Path:
+    for parent in path.absolute().parents:
+        if parent.exists():
+            return parent
+    return Path(path.anchor)
+
+
+def _bad(out: Path, problem: str) -> BadInput:
+    remedy = "Give a new or an empty directory, or that of an earlier report"
+    return BadInput("--out", str(out), problem, remedy)

@@ -1,0 +1,241 @@
+"""What is compared with what: runs matched to their baseline, and their results read.
+
+Shapes: S runs, N items.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ffn_alloc import accounting
+from ffn_alloc.errors import BadInput
+from ffn_alloc.reporting import comparability
+from ffn_alloc.reporting.comparability import Difference
+from ffn_alloc.reporting.results import TaskResult, available, read_result
+from ffn_alloc.reporting.runs import POSITIONS, Cell, Run, budget, into_cells, read_run
+
+_EVALUATE = "Run `python -m ffn_alloc.evaluate` on it first"
+
+
+@dataclass(frozen=True)
+class SizeStudy:
+    """The cells of one model size, their baseline, and the results that all of them have."""
+
+    label: str
+    baseline: Cell
+    cells: tuple[Cell, ...]
+    step: int
+    results: dict[str, dict[Path, TaskResult]]  # task -> workdir of the run -> result
+    left_out: tuple[str, ...]  # tasks that not all runs have
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The baseline's first."""
+        return tuple(run for cell in (self.baseline, *self.cells) for run in cell.runs)
+
+    @cached_property
+    def tokens(self) -> int:
+        return next(iter(self.results.values()))[self.baseline.first.workdir].tokens
+
+    @property
+    def finished(self) -> bool:
+        return all(self.step >= run.train_steps for run in self.runs)
+
+    def items(self, task: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values and weights [S, N] of `runs` on the items that all have, in one order."""
+        results = [self.results[task][run.workdir] for run in self.runs]
+        different = {result.item_ids for result in results}  # as a rule one
+        shared = set.intersection(*map(set, different))
+        order = tuple(item for item in results[0].item_ids if item in shared)
+        values, weights = [], []
+        for result in results:
+            rows: slice | list[int] = slice(None)
+            if result.item_ids != order:
+                place = {item: index for index, item in enumerate(result.item_ids)}
+                rows = [place[item] for item in order]
+            values.append(result.values_N[rows])
+            weights.append(result.weights_N[rows])
+        return np.stack(values), np.stack(weights)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a report is made of."""
+
+    sizes: tuple[SizeStudy, ...]
+    differences: tuple[Difference, ...]  # that --allow-different let pass
+
+
+def read_study(
+    baseline: Sequence[Path], runs: Sequence[Path], step: int | None, allowed: Sequence[str]
+) -> Study:
+    """Reads and checks everything; BadInput for what cannot be compared or is damaged."""
+    _check_given_once(baseline, runs)
+    baselines = [read_run(path) for path in baseline]
+    others = [read_run(path) for path in runs]
+    comparability.check_fields(allowed, baselines)
+    differences = [found for run in baselines for found in comparability.not_uniform(run)]
+    comparability.refuse(differences, allowed)
+    matched = _match(into_cells(baselines), into_cells(others))
+    for base, cells in matched:
+        for run in (run for cell in (base, *cells) for run in cell.runs):
+            differences += comparability.of_runs(base.first, run)
+    comparability.refuse(differences, allowed)
+    sizes = [_read_size(base, _in_order(cells), step) for base, cells in matched]
+    for size in sizes:
+        differences += _result_differences(size)
+        _check_checkpoints(size)
+    comparability.refuse(differences, allowed)
+    return Study(_distinct_labels(sizes), tuple(differences))
+
+
+def _check_given_once(baseline: Sequence[Path], runs: Sequence[Path]) -> None:
+    seen: set[Path] = set()
+    for flag, paths in (("--baseline", baseline), ("--runs", runs)):
+        if not paths:
+            raise BadInput(flag, None, "names no run", "Give the directories of finished runs")
+        for path in paths:
+            if path.resolve() in seen:
+                raise BadInput(flag, str(path), "is given twice", "Give each run once")
+            seen.add(path.resolve())
+
+
+def _match(baselines: list[Cell], cells: list[Cell]) -> list[tuple[Cell, list[Cell]]]:
+    """Each baseline with the cells of its size."""
+    by_size = {base.first.size: base for base in baselines}
+    if len(by_size) < len(baselines):
+        first, second = baselines[:2]
+        comparability.refuse(comparability.of_runs(first.first, second.first), ())
+        problem = f"and {first.first.workdir} are two baselines of one size"
+        raise BadInput("--baseline", str(second.first.workdir), problem, "Give one baseline a size")
+    chosen: dict[tuple[int, ...], list[Cell]] = {size: [] for size in by_size}
+    for cell in cells:
+        size = cell.first.size
+        if size not in by_size and len(by_size) > 1:
+            problem = "has the size of no baseline"
+            raise BadInput(
+                "--runs", str(cell.first.workdir), problem, "Give its uniform runs as well"
+            )
+        chosen[size if size in by_size else baselines[0].first.size].append(cell)
+    for size, base in by_size.items():
+        if not chosen[size]:
+            problem = "is a baseline without a run of its size"
+            raise BadInput(
+                "--baseline", str(base.first.workdir), problem, "Leave it out, or give runs"
+            )
+    ordered = sorted(by_size, key=lambda size: budget(by_size[size].first))
+    return [(by_size[size], chosen[size]) for size in ordered]
+
+
+def _in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Bands by position and ratio, then the others as they were given."""
+
+    def place(cell: Cell) -> tuple:
+        if cell.band is None:
+            return (len(POSITIONS),)
+        position, ratio = cell.band
+        return POSITIONS.index(position), ratio
+
+    return sorted(cells, key=place)
+
+
+def _read_size(baseline: Cell, cells: Sequence[Cell], step: int | None) -> SizeStudy:
+    runs = [run for cell in (baseline, *cells) for run in cell.runs]
+    found = {run.workdir: available(run.workdir) for run in runs}
+    step = _last_common_step(runs, found) if step is None else step
+    tasks = {run.workdir: found[run.workdir].get(step, {}) for run in runs}
+    for run in runs:
+        if not tasks[run.workdir]:
+            raise BadInput("--step", step, f"{run.workdir} has no results of it", _EVALUATE)
+    shared = sorted(set.intersection(*(set(names) for names in tasks.values())))
+    if not shared:
+        listed = "; ".join(f"{run.name}: {', '.join(sorted(tasks[run.workdir]))}" for run in runs)
+        problem = f"have no task in common at step {step} ({listed})"
+        raise BadInput("--runs", [run.name for run in runs], problem, _EVALUATE)
+    results: dict[str, dict[Path, TaskResult]] = {}
+    for task in shared:
+        limits = {run.workdir: tasks[run.workdir][task] for run in runs}
+        common = set.intersection(*limits.values())
+        results[task] = {
+            run.workdir: read_result(run.workdir, step, task, _most(common or limits[run.workdir]))
+            for run in runs
+        }
+    left_out = sorted(set.union(*(set(names) for names in tasks.values())) - set(shared))
+    label = _label(baseline.first)
+    return SizeStudy(label, baseline, tuple(cells), step, results, tuple(left_out))
+
+
+def _last_common_step(runs: Sequence[Run], found: dict[Path, dict[int, dict]]) -> int:
+    """The last step at which all runs have results, if possible of one task."""
+    steps = [set(found[run.workdir]) for run in runs]
+    for run, own in zip(runs, steps, strict=True):
+        if not own:
+            raise BadInput("--runs", str(run.workdir), "has no results", _EVALUATE)
+    common = sorted(set.intersection(*steps))
+    if not common:
+        listed = "; ".join(
+            f"{run.name}: {sorted(own)}" for run, own in zip(runs, steps, strict=True)
+        )
+        problem = f"have results at no common step ({listed})"
+        raise BadInput("--runs", [run.name for run in runs], problem, _EVALUATE)
+    with_task = [
+        step for step in common if set.intersection(*(set(found[r.workdir][step]) for r in runs))
+    ]
+    return (with_task or common)[-1]
+
+
+def _most(limits: set[int]) -> int:
+    """All items (0) where they were scored, else the most of them."""
+    return 0 if 0 in limits else max(limits)
+
+
+def _result_differences(size: SizeStudy) -> list[Difference]:
+    base = size.baseline.first
+    return [
+        difference
+        for results in size.results.values()
+        for run in size.runs
+        for difference in comparability.of_results(results[base.workdir], results[run.workdir], run)
+    ]
+
+
+def _check_checkpoints(size: SizeStudy) -> None:
+    """One digest a run, and another one in every run."""
+    owners: dict[str, Run] = {}
+    for run in size.runs:
+        digests = {by_run[run.workdir].checkpoint for by_run in size.results.values()}
+        if len(digests) > 1:
+            problem = f"has results of different parameters at step {size.step}"
+            raise BadInput("results", str(run.workdir), problem, "Delete them and evaluate again")
+        owner = owners.setdefault(digests.pop(), run)
+        if owner is not run:
+            problem = f"has the same parameters as {owner.workdir}: the same run twice"
+            raise BadInput("--runs", str(run.workdir), problem, "Give each run once")
+
+
+def _label(run: Run) -> str:
+    """'285M, 12 layers': parameters of the uniform model without embeddings."""
+    model = run.config.model
+    count = accounting.count_parameters(accounting.uniform_baseline(model)).non_embedding
+    unit, letter = (1e9, "B") if count >= 1e9 else (1e6, "M") if count >= 1e6 else (1e3, "k")
+    return f"{count / unit:.3g}{letter}, {model.num_layers} layers"
+
+
+def _distinct_labels(sizes: Sequence[SizeStudy]) -> tuple[SizeStudy, ...]:
+    labels = [size.label for size in sizes]
+    if len(set(labels)) == len(labels):
+        return tuple(sizes)
+    return tuple(
+        SizeStudy(
+            f"{size.label} of {size.baseline.first.config.model.d_model}",
+            size.baseline,
+            size.cells,
+            size.step,
+            size.results,
+            size.left_out,
+        )
+        for size in sizes
+    )

@@ -1,0 +1,76 @@
+"""Many runs: `python -m ffn_alloc.sweep --dir=runs/grid --sizes=285m --seeds=0,1,2`.
+
+Prints what the sweep holds, with the state of each run; --submit starts what is missing. Killed,
+the same command goes on. What follows `--` goes to every run: -- --config.data.data_dir=/c4.
+Exit codes: 0 all done (or only printed), 1 some failed, 2 bad input, 75 stopped (run it again).
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from ffn_alloc import cli
+from ffn_alloc.errors import BadInput
+from ffn_alloc.sweeping import grid, jobs, launchers, table
+from ffn_alloc.training.timing import known_peak_flops
+
+_PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
+_PARSER.add_argument("--dir", required=True, help="for the runs' directories and logs/")
+_PARSER.add_argument("--grid", choices=["paper"], default="paper", help="baseline and bands")
+_PARSER.add_argument("--sizes", default="285m,570m,1p2b")
+_PARSER.add_argument("--config", help="instead of the sizes: a config file, as for main")
+_PARSER.add_argument("--positions", default=",".join(grid.POSITIONS))
+_PARSER.add_argument("--ratios", default="10,30,50,70,90,100", help="percent")
+_PARSER.add_argument("--allocations", default="", help="further specs of model.allocation")
+_PARSER.add_argument("--seeds", default="0")
+_PARSER.add_argument("--submit", choices=launchers.LAUNCHERS, help="start what is missing")
+_PARSER.add_argument("--parallel", type=int, default=1, help="runs at once")
+_PARSER.add_argument("--options", default="", help="of sbatch, or of the script in launch/")
+_PARSER.add_argument("--then-evaluate", help="score what is done, with evaluate's arguments")
+_PARSER.add_argument("--chip", default="H100", help="for chip-hours, as jax names the device")
+_PARSER.add_argument("--mfu", type=float, default=0.4, help="assumed for chip-hours")
+_PARSER.add_argument("--price", type=float, default=0.0, help="of a chip-hour")
+_PARSER.add_argument("overrides", nargs="*", help="after --: --config.a.b=VALUE of every run")
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    peak = known_peak_flops(arguments.chip)
+    _check(arguments)
+    specs = [
+        *grid.allocations(_split(arguments.positions), _split(arguments.ratios)),
+        *_split(arguments.allocations),
+    ]
+    bases = grid.bases(arguments.config, _split(arguments.sizes))
+    seeds, directory = _split(arguments.seeds), Path(arguments.dir).expanduser().absolute()
+    runs, duplicates = grid.expand(directory, bases, specs, seeds, arguments.overrides, cli.load)
+    if duplicates:
+        names = ", ".join(duplicates)
+        print(f"left out, since every layer is as in another run: {names}", file=sys.stderr)
+    failed = False
+    if arguments.submit:
+        options = shlex.split(arguments.options)
+        evaluate = arguments.then_evaluate
+        work = jobs.Jobs(runs, arguments.submit, options, arguments.parallel, evaluate)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, work.stop)
+        work.work()
+        failed = bool(work.failed)
+    print(table.text(runs, peak, arguments.mfu, arguments.price))
+    sys.exit(1 if failed else 0)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.parallel < 1:
+        raise BadInput("--parallel", arguments.parallel, "is less than 1", "Give 1 or more")
+    if not 0 < arguments.mfu <= 1:
+        raise BadInput("--mfu", arguments.mfu, "is not in (0, 1]", "Give 0.4, say")
+
+
+def _split(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+if __name__ == "__main__":
+    cli.run_without_config(_PARSER, sweep)

@@ -1,0 +1,85 @@
+"""The runs of a sweep: base configs times allocations times seeds, without duplicates."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ffn_alloc.config import Config
+from ffn_alloc.errors import BadInput
+
+_PAPER = Path(__file__).resolve().parents[2] / "configs" / "paper.py"
+POSITIONS = ("first", "middle", "final")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: its directory, and the arguments that `python -m ffn_alloc.main` gets."""
+
+    name: str
+    workdir: Path
+    arguments: tuple[str, ...]
+    config: Config
+
+    @property
+    def command_arguments(self) -> list[str]:
+        return [*self.arguments, f"--workdir={self.workdir}"]
+
+
+def bases(config: str | None, sizes: Sequence[str]) -> dict[str, list[str]]:
+    """The ends of names ('285m') with the arguments of their configs."""
+    if config:
+        name = Path(config.partition(":")[0]).stem
+        return {name: [f"--config={config}"]}
+    return {size: [f"--config={_PAPER}:baseline_{size}"] for size in sizes}
+
+
+def allocations(positions: Sequence[str], ratios: Sequence[str]) -> list[str]:
+    """'uniform' first, then every band; ratios in percent."""
+    for position in positions:
+        if position not in POSITIONS:
+            remedy = f"Choose from {', '.join(POSITIONS)}"
+            raise BadInput("--positions", position, "is no position", remedy)
+    for ratio in ratios:
+        if not re.fullmatch(r"\d+", ratio) or not 0 < int(ratio) <= 100:
+            raise BadInput("--ratios", ratio, "is no whole number of percent", "Give 10 to 100")
+    return ["uniform", *(f"{position}:{ratio}%" for position in positions for ratio in ratios)]
+
+
+def expand(
+    directory: Path,
+    bases: dict[str, list[str]],
+    specs: Sequence[str],
+    seeds: Sequence[str],
+    overrides: Sequence[str],
+    load: Callable[[Sequence[str]], Config],
+) -> tuple[list[Run], list[str]]:
+    """(the runs, the names left out as duplicates of an earlier one).
+
+    `bases` maps the end of a name ('285m') to the arguments of its config; `load` makes a Config
+    of arguments. Runs of one base and seed are the same if every layer is as wide.
+    """
+    runs: list[Run] = []
+    duplicates, seen = [], set()
+    for base, given in bases.items():
+        for spec in specs:
+            for seed in seeds:
+                name = f"{_words(spec)}_{base}_s{seed}"
+                settings = {"model.allocation": spec, "seed": seed, "name": name}
+                own = [f"--config.{key}={value}" for key, value in settings.items()]
+                arguments = (*given, *overrides, *own)
+                config = load(arguments)
+                key = (base, config.seed, config.model.ffn_dims)
+                if key in seen:
+                    duplicates.append(name)
+                    continue
+                seen.add(key)
+                runs.append(Run(name, directory / name, arguments, config))
+    return runs, duplicates
+
+
+def _words(spec: str) -> str:
+    """A spec as a part of a file's name: 'middle:70%' is middle70, 'uniform' the baseline."""
+    if spec == "uniform":
+        return "baseline"
+    return re.sub(r"[^A-Za-z0-9.+-]", "", spec)

@@ -1,0 +1,120 @@
+"""Starts what is missing, a few at once, until nothing is; killed, it can be started again."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from ffn_alloc.errors import EXIT_PREEMPTED
+from ffn_alloc.sweeping import launchers
+from ffn_alloc.sweeping.grid import Run
+from ffn_alloc.sweeping.states import DONE, FAILED, RUNNING, log_of, record_outcome, state_of
+
+_POLL_SECONDS = 2.0
+
+
+@dataclass
+class _Job:
+    run: Run
+    process: subprocess.Popen
+    evaluates: bool
+
+
+class Jobs:
+    """The starts of one sweep. A run that failed is started once more by a new sweep only."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        launcher: str,
+        options: Sequence[str],
+        parallel: int,
+        evaluate: str | None,
+    ):
+        self._launcher, self._options = launcher, options
+        self._parallel, self._evaluate = parallel, evaluate
+        self._active: list[_Job] = []
+        self._waiting = [run for run in runs if state_of(run).kind != DONE or evaluate is not None]
+        self._elsewhere: list[Run] = []  # started by someone else
+        self.failed: list[Run] = []
+        self._stopping = False
+        for run in self._waiting:
+            if evaluate is not None:
+                launchers.evaluation(launcher, run, options, evaluate)  # BadInput now, not later
+        launchers.in_queue(launcher)
+
+    def work(self) -> None:
+        """Until every run has ended; after `stop`, until every process has."""
+        while self._waiting or self._active or self._elsewhere:
+            self._collect()
+            if self._stopping:
+                if not self._active:
+                    sys.exit(EXIT_PREEMPTED)
+            else:
+                self._start()
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self, number: int, _: FrameType | None) -> None:
+        """A signal: what runs here saves and ends; jobs of a queue go on."""
+        self._stopping = True
+        print("stopping; run the same command again to go on", file=sys.stderr)
+        for job in self._active:
+            job.process.terminate()
+
+    def _start(self) -> None:
+        queued = launchers.in_queue(self._launcher) if self._waiting or self._elsewhere else set()
+        own = {job.run.name for job in self._active}
+        for run in [*self._elsewhere, *self._waiting]:
+            busy = run.name not in own and (run.name in queued or state_of(run).kind == RUNNING)
+            if busy and run in self._waiting:
+                self._waiting.remove(run)
+                self._elsewhere.append(run)
+                print(f"{run.name}: runs already", file=sys.stderr)
+            elif not busy and run in self._elsewhere:
+                self._elsewhere.remove(run)
+                self._waiting.append(run)
+        while self._waiting and len(self._active) + len(self._elsewhere) < self._parallel:
+            self._begin(self._waiting.pop(0))
+
+    def _begin(self, run: Run) -> None:
+        record_outcome(run, "")
+        evaluates = state_of(run).kind == DONE
+        if evaluates and self._evaluate is None:
+            return
+        if evaluates:
+            command = launchers.evaluation(self._launcher, run, self._options, self._evaluate or "")
+        else:
+            command = launchers.training(self._launcher, run, self._options)
+        log = log_of(run)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{run.name}: {shlex.join(command)}", file=sys.stderr)
+        with log.open("a", encoding="utf-8") as output:
+            # A group of its own: Ctrl-C reaches it through `stop` alone.
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True
+            )
+        self._active.append(_Job(run, process, evaluates))
+
+    def _collect(self) -> None:
+        for job in [job for job in self._active if job.process.poll() is not None]:
+            self._active.remove(job)
+            code, run = job.process.returncode, job.run
+            if code == 0 and (job.evaluates or state_of(run).kind == DONE):
+                print(f"{run.name}: {'scored' if job.evaluates else 'done'}", file=sys.stderr)
+                if not job.evaluates and self._evaluate is not None:
+                    self._waiting.insert(0, run)
+            elif code == EXIT_PREEMPTED or self._stopping:
+                self._waiting.append(run)  # it goes on where it was stopped
+            else:
+                self._fail(job, code)
+
+    def _fail(self, job: _Job, code: int) -> None:
+        lines = log_of(job.run).read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        what = "evaluation" if job.evaluates else "training"
+        record_outcome(job.run, f"{what} ended with {code}: {last:.300}")
+        self.failed.append(job.run)
+        print(f"{job.run.name}: {FAILED}, see {log_of(job.run)}", file=sys.stderr)

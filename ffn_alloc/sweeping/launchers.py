@@ -1,0 +1,93 @@
+"""The command that starts a run, and ends when the run ends, on each kind of machine."""
+
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ffn_alloc.errors import BadInput
+from ffn_alloc.sweeping.grid import Run
+from ffn_alloc.sweeping.states import log_of
+
+_LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+_EVALUATE = ("python", "-m", "ffn_alloc.evaluate")  # as the scripts in launch/ do
+
+
+def training(launcher: str, run: Run, options: Sequence[str]) -> list[str]:
+    """`options` are the launcher's own: of sbatch, or of the script in launch/."""
+    return _TRAINING[launcher](run, list(options))
+
+
+def evaluation(launcher: str, run: Run, options: Sequence[str], arguments: str) -> list[str]:
+    """`arguments` are those of `python -m ffn_alloc.evaluate` but for its workdir."""
+    command = [*_EVALUATE, f"--workdir={run.workdir}", *shlex.split(arguments)]
+    if launcher == "local":
+        return command
+    if launcher == "slurm":
+        return [*_sbatch(f"{run.name}-eval", run, options), f"--wrap={shlex.join(command)}"]
+    raise BadInput(
+        "--then-evaluate",
+        arguments,
+        f"is not possible with --submit={launcher}",
+        "Run python -m ffn_alloc.evaluate where the workdirs can be read",
+    )
+
+
+def in_queue(launcher: str) -> set[str]:
+    """Names of the jobs that wait or run, also those of an earlier sweep."""
+    if launcher != "slurm":
+        return set()
+    command = ["squeue", "--me", "--noheader", "--format=%j"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise BadInput("--submit", "slurm", "squeue is not here", "Use a login node") from error
+    except subprocess.CalledProcessError as error:
+        problem = f"squeue says: {error.stderr.strip()}"
+        raise BadInput("--submit", "slurm", problem, "Ask SLURM's administrator") from error
+    return set(answer.stdout.split())
+
+
+def _local(run: Run, options: list[str]) -> list[str]:
+    return [str(_LAUNCH / "local.sh"), *options, *run.command_arguments]
+
+
+def _slurm(run: Run, options: list[str]) -> list[str]:
+    script = str(_LAUNCH / "slurm.sbatch")
+    return [*_sbatch(run.name, run, options), script, *run.command_arguments]
+
+
+def _sbatch(name: str, run: Run, options: Sequence[str]) -> list[str]:
+    log = log_of(run)
+    return ["sbatch", "--wait", f"--job-name={name}", f"--output={log}", *options]
+
+
+def _tpu(run: Run, options: list[str]) -> list[str]:
+    name = f"--name={_dns(run.name)}"
+    script = str(_LAUNCH / "tpu_pod.sh")
+    return [script, name, "--delete", *options, "--", *run.command_arguments]
+
+
+def _gke(run: Run, options: list[str]) -> list[str]:
+    name = _dns(run.name)
+    create = [str(_LAUNCH / "gke.sh"), f"--name={name}", *options, "--", *run.command_arguments]
+    # Until it is Completed or Failed (kubectl 1.31 waits for any value of a field).
+    ended = "jsonpath={.status.terminalState}"
+    wait = ["kubectl", "wait", f"--for={ended}", f"jobset/{name}", "--timeout=8760h"]
+    state = ["kubectl", "get", f"jobset/{name}", f"-o={ended}"]
+    script = f"{shlex.join(create)} && {shlex.join(wait)} && [ $({shlex.join(state)}) = Completed ]"
+    return ["bash", "-c", script]
+
+
+def _dns(name: str) -> str:
+    """A name that Google Cloud and Kubernetes take."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+_TRAINING: dict[str, Callable[[Run, list[str]], list[str]]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "tpu": _tpu,
+    "gke": _gke,
+}
+LAUNCHERS = tuple(_TRAINING)

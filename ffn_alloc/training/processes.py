@@ -1,0 +1,128 @@
+"""Several processes of one run: joining them, agreeing, and waiting for one another.
+
+Process 0 alone writes files. Every wait has a deadline, and its error names who is missing.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from ffn_alloc.errors import BadInput
+
+# Seconds. A process that died is noticed after the heartbeat's; one that is alive but does not
+# come (stuck in a file system, say) after the barrier's.
+_JOIN_TIMEOUT = 600
+_HEARTBEAT_TIMEOUT = 60
+_BARRIER_TIMEOUT = 900
+_SHUTDOWN_TIMEOUT = 60
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of this run; one process alone needs nothing.
+
+    Without arguments they are found under SLURM, Open MPI, and on Cloud TPUs. To be called
+    before jax starts its devices.
+    """
+    given = {
+        "--coordinator": coordinator,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    missing = [flag for flag, value in given.items() if value is None]
+    if len(missing) == len(given):
+        if not _under_launcher():
+            return
+    elif missing:
+        raise BadInput(missing[0], None, "missing", f"Give {', '.join(given)}, or none of them")
+    elif not 0 <= process_id < num_processes:  # type: ignore[operator]
+        raise BadInput("--process_id", process_id, "out of range", f"0 to {num_processes} - 1")
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        local_device_ids=_all_of_a_node(),
+        initialization_timeout=_JOIN_TIMEOUT,
+        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+    )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Until every process has come here."""
+    if jax.process_count() > 1:
+        multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT)
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """In every process what `function` returns (JSON), or the BadInput it raises, in process 0."""
+    if jax.process_count() == 1:
+        return function()
+    outcome: dict[str, Any] = {}
+    if is_first():
+        try:
+            outcome = {"result": function()}
+        except BadInput as error:
+            outcome = {"error": [error.field, str(error.value), error.problem, error.remedy]}
+    outcome = _broadcast(outcome)
+    if "error" in outcome:
+        raise BadInput(*outcome["error"])
+    return outcome["result"]
+
+
+def check_same(field: str, value: str, remedy: str) -> None:
+    """BadInput in every process unless all of them have the value of process 0."""
+    first = from_first(lambda: value)
+    if not agreed(first == value):
+        raise BadInput(field, value, f"differs between processes (process 0: {first!r})", remedy)
+
+
+def agreed(here: bool) -> bool:
+    """Whether it is so in every process."""
+    if jax.process_count() == 1:
+        return here
+    wait_for_all("agreed")
+    with jax.transfer_guard("allow"):
+        return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+def _broadcast(value: Any) -> Any:
+    wait_for_all("broadcast")
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    with jax.transfer_guard("allow"):
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+        padded = np.zeros(size, np.uint8)
+        padded[: min(size, content.size)] = content[:size]
+        content = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
+    return json.loads(content.tobytes())
+
+
+def _under_launcher() -> bool:
+    """Whether a launcher that jax.distributed knows has started this process and others."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
+    return int(tasks) > 1 or _on_cloud_tpu()
+
+
+def _all_of_a_node() -> list[int] | None:
+    """Under SLURM with one task a node, all GPUs of the node; jax alone would take the first."""
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0]
+    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+    return list(range(gpus)) if tasks == "1" and gpus else None
+
+
+def _on_cloud_tpu() -> bool:
+    if os.environ.get("JAX_PLATFORMS", "tpu") == "cpu" or not importlib.util.find_spec("libtpu"):
+        return False
+    return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))

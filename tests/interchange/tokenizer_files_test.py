@@ -1,0 +1,174 @@
+"""Exported tokenizers give the ids of training, on text of every kind."""
+
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from ffn_alloc.data import tokenizer as kinds
+from ffn_alloc.errors import BadInput
+from ffn_alloc.interchange import sentencepiece_json, tokenizer_files
+
+_SOURCE = "\n".join(Path(module.__file__).read_text() for module in (io, json, random))
+
+
+def _texts() -> list[str]:
+    rng = random.Random(0)
+    planes = [range(32, 127), range(0xA0, 0x3000), range(0x1F300, 0x1F900), [10, 9, 32, 32, 0]]
+    mixed = ["".join(chr(rng.choice(rng.choice(planes))) for _ in range(60)) for _ in range(100)]
+    raw = [bytes(rng.randrange(256) for _ in range(80)).decode(errors="replace") for _ in range(50)]
+    real = [_SOURCE[i : i + 300] for i in range(0, 60_000, 300)]
+    spelled = ["a</s>b <s>", "<0x0A><unk>", "<|end_of_document|><|endoftext|>", "", " ", "  x  "]
+    return [*mixed, *raw, *real, *spelled, "\u2581a \u2581\u2581b"]
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {
+        "bytes": "bytes",
+        "sentencepiece": _train_sentencepiece(folder / "spm.model"),
+        "huggingface": _train_byte_level(folder / "tokenizer.json"),
+    }
+
+
+def _train_sentencepiece(path: Path, **options) -> str:
+    """As the Mistral model: spaces are kept, and runs of them are pieces of the lowest score."""
+    model = io.BytesIO()
+    usual = {"model_type": "bpe", "normalization_rule_name": "identity", "byte_fallback": True}
+    options = usual | options
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_SOURCE.splitlines()),
+        model_writer=model,
+        vocab_size=500,
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        **options,
+    )
+    proto = sentencepiece_json.proto.ModelProto.FromString(model.getvalue())
+    if options["model_type"] == "bpe":
+        place = next(i for i, piece in enumerate(proto.pieces) if piece.type == 1)
+        proto.pieces[place].piece, proto.pieces[place].score = "\u2581\u2581", -1e9
+    path.write_bytes(proto.SerializeToString())
+    return f"sentencepiece:{path}"
+
+
+def _train_byte_level(path: Path) -> str:
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+    )
+    made.train_from_iterator([_SOURCE], trainer)
+    made.save(str(path))
+    return f"huggingface:{path}"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
+def test_tokenizer_json_gives_our_ids(kind, specs, tmp_path):
+    ours = kinds.load(specs[kind])
+    ids = tokenizer_files.write(tmp_path, ours, max_length=99)
+    assert ids == {"bos_token_id": ours.eos_id, "eos_token_id": ours.eos_id}
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    for text in _texts():
+        found = theirs.encode(text, add_special_tokens=False).ids
+        assert found == ours.encode(text).tolist(), text
+        assert theirs.decode(found) == ours.decode(found)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
+def test_auto_tokenizer_gives_our_ids(kind, specs, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = kinds.load(specs[kind])
+    tokenizer_files.write(tmp_path, ours, max_length=99)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.eos_id
+    spelled = [] if kind != "huggingface" else ["<|end"]  # a copied one keeps its own settings
+    for text in _texts():
+        if not any(part in text for part in spelled):
+            assert theirs(text)["input_ids"] == ours.encode(text).tolist(), text
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
+def test_import_finds_the_same_tokenizer(kind, specs, tmp_path):
+    ours = kinds.load(specs[kind])
+    (tmp_path / "out").mkdir()
+    tokenizer_files.write(tmp_path / "out", ours, max_length=99)
+    found = tokenizer_files.find(tmp_path / "out")
+    copied = tokenizer_files.copy(found, tmp_path / "tokenizer")
+    shutil.rmtree(tmp_path / "out")
+    assert copied.partition(":")[0] == kind
+    again = kinds.load(copied)
+    assert (again.hash, again.eos_id) == (ours.hash, ours.eos_id)
+
+
+def test_any_file_name_of_a_definition(specs, tmp_path):
+    path = tmp_path / "mine.json"
+    shutil.copyfile(specs["huggingface"].partition(":")[2], path)
+    (tmp_path / "out").mkdir()
+    tokenizer_files.write(tmp_path / "out", kinds.load(f"huggingface:{path}"), max_length=99)
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_bos_of_a_tokenizer_that_has_one(specs, tmp_path):
+    definition = tokenizers.Tokenizer.from_file(specs["huggingface"].partition(":")[2])
+    definition.add_special_tokens(["<bos>"])
+    definition.save(str(tmp_path / "tokenizer.json"))
+    values = {"eos_token": "<|endoftext|>", "bos_token": {"content": "<bos>"}, "mine": 1}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    (tmp_path / "out").mkdir()
+    ours = kinds.load(f"huggingface:{tmp_path / 'tokenizer.json'}")
+    ids = tokenizer_files.write(tmp_path / "out", ours, max_length=99)
+    assert ids == {"bos_token_id": 400, "eos_token_id": 0}
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["mine"] == 1
+
+
+def test_unigram_models_give_our_ids_too(tmp_path):
+    spec = _train_sentencepiece(tmp_path / "u.model", model_type="unigram")
+    ours, theirs = kinds.load(spec), sentencepiece_json.convert(tmp_path / "u.model")
+    for i in range(0, 30_000, 100):
+        text = _SOURCE[i : i + 100]
+        assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
+
+
+def test_unknown_characters_are_one_unknown_piece(tmp_path):
+    """Where a model does not spell them in bytes."""
+    spec = _train_sentencepiece(tmp_path / "u.model", byte_fallback=False)
+    ours, theirs = kinds.load(spec), sentencepiece_json.convert(tmp_path / "u.model")
+    text = "a 東京 b😀東c"
+    assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
+    assert ours.encode(text).tolist().count(0) == 2
+
+
+def test_a_copied_definition_is_used_as_it_is(specs, tmp_path):
+    """Whatever class its tokenizer_config.json names: LlamaTokenizer would make up the rest."""
+    transformers = pytest.importorskip("transformers")
+    model = Path(specs["sentencepiece"].partition(":")[2])
+    sentencepiece_json.convert(model).save(str(tmp_path / "tokenizer.json"))
+    values = {"eos_token": "</s>", "tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    out = tmp_path / "out"
+    out.mkdir()
+    ours = kinds.load(f"huggingface:{tmp_path / 'tokenizer.json'}")
+    tokenizer_files.write(out, ours, max_length=99)
+    (out / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs(" def  main():")["input_ids"] == ours.encode(" def  main():").tolist()
+
+
+@pytest.mark.parametrize("options", [{"user_defined_symbols": ["@@"]}, {"model_type": "char"}])
+def test_pieces_that_cannot_be_exported(options, tmp_path):
+    spec = _train_sentencepiece(tmp_path / "x.model", **options)
+    with pytest.raises(BadInput, match="cannot be exported exactly"):
+        tokenizer_files.write(tmp_path, kinds.load(spec), max_length=99)

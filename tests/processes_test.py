@@ -1,0 +1,143 @@
+"""Several processes of one run, on loopback: the losses, the rows and the checkpoints of one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.main_test import ROOT, TINY, meta, rows
+
+DEVICES = 4  # of all processes together
+STEPS = 150
+LONGER = [
+    f"--config.train.steps={STEPS}",
+    "--config.checkpoint.every=50",
+    "--config.eval.every=50",
+]
+TIMEOUT = 300
+
+
+class Processes:
+    """`count` processes of the training command, each with its part of the devices."""
+
+    def __init__(self, workdir: Path, count: int, *flags: str):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+        }
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.logs = [workdir.parent / f"{workdir.name}.{i}.log" for i in range(count)]
+        self.running = []
+        for index, log in enumerate(self.logs):
+            joined = [f"--coordinator={address}", f"--num_processes={count}"]
+            config = f"--config={ROOT}/configs/quickstart.py"
+            command = [sys.executable, "-m", "ffn_alloc.main", config, f"--workdir={workdir}"]
+            command += [
+                *TINY,
+                *LONGER,
+                *flags,
+                *(joined + [f"--process_id={index}"] if count > 1 else []),
+            ]
+            with log.open("w") as output:
+                self.running.append(
+                    subprocess.Popen(
+                        command, stdout=output, stderr=output, cwd=ROOT, env=environment
+                    )
+                )
+
+    def wait_for(self, text: str) -> None:
+        """Until process 0 has printed it."""
+        deadline = time.monotonic() + TIMEOUT
+        while text not in self.logs[0].read_text():
+            assert time.monotonic() < deadline and self.running[0].poll() is None, self.output()
+            time.sleep(0.05)
+
+    def wait(self) -> list[int]:
+        """The exit codes."""
+        try:
+            return [process.wait(TIMEOUT) for process in self.running]
+        finally:
+            for process in self.running:
+                process.kill()
+
+    def output(self) -> str:
+        return "\n".join(log.read_text()[-3000:] for log in self.logs)
+
+
+def losses(workdir: Path) -> np.ndarray:
+    return np.array([row["train/loss"] for row in rows(workdir) if "train/loss" in row])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """The workdir of one process that has all devices."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    processes = Processes(workdir, 1)
+    assert processes.wait() == [0], processes.output()
+    return workdir
+
+
+def test_two_processes_stop_together_and_one_goes_on(one: Path, tmp_path: Path):
+    """The losses are those of one process throughout, so the rows are the same too."""
+    workdir = tmp_path / "run"
+    two = Processes(workdir, 2)
+    two.wait_for("step 3/")
+    two.running[1].send_signal(signal.SIGTERM)  # not the one that writes
+    assert two.wait() == [75, 75], two.output()
+    stopped = int(two.logs[0].read_text().split("SIGTERM: step ")[1].split()[0])
+    assert 3 <= stopped < STEPS and meta(workdir, stopped)["meta"]["step"] == stopped
+    assert "step 1/" not in two.logs[1].read_text()  # one progress line for all
+    again = Processes(workdir, 1)
+    assert again.wait() == [0], again.output()
+    assert len(losses(workdir)) == STEPS
+    np.testing.assert_allclose(losses(workdir), losses(one), rtol=2e-5)
+    key = "eval/validation/bits_per_byte"
+    scores = [[row[key] for row in rows(path) if key in row] for path in (workdir, one)]
+    np.testing.assert_allclose(*scores, rtol=2e-5)
+
+
+def test_a_killed_process_ends_all(tmp_path: Path):
+    workdir = tmp_path / "run"
+    two = Processes(workdir, 2, "--config.train.steps=4000")
+    two.wait_for("step 55/")
+    two.running[1].kill()
+    start = time.monotonic()
+    codes = two.wait()
+    assert time.monotonic() - start < 100, "the heartbeat's deadline"
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 75), two.output()
+    assert (workdir / "checkpoints" / "50").exists()
+
+
+def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
+    """Process 0 finds the directory in use; both say so."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    two = Processes(workdir, 2)
+    assert two.wait() == [2, 2], two.output()
+    for log in two.logs:
+        assert "is no record of a run" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--coordinator=127.0.0.1:1"], ["--num_processes", "--process_id"]),
+        (
+            ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=2"],
+            ["--process_id", "2", "out of range"],
+        ),
+    ],
+)
+def test_flags_that_do_not_fit(tmp_path: Path, flags: list[str], words: list[str]):
+    one = Processes(tmp_path / "run", 1, *flags)
+    assert one.wait() == [2]
+    assert all(word in one.output() for word in words), one.output()

@@ -1,0 +1,163 @@
+"""The whole report: its files, that nothing is overwritten, and that it opens offline."""
+
+import csv
+import re
+import sys
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from ffn_alloc.errors import BadInput
+from ffn_alloc.reporting import build, output
+from ffn_alloc.reporting.build import write_report
+from tests.reporting.fake_runs import write_seeds
+
+ALLOCATIONS = ("first:0.4", "first:0.7", "middle:0.4", "middle:0.7")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The baseline's, then those of four cells; one name is no friend of HTML."""
+    root = tmp_path_factory.mktemp("runs")
+    found = [write_seeds(root, "base", "uniform", 0.0, (0, 1))]
+    for place, allocation in enumerate(ALLOCATIONS):
+        found.append(write_seeds(root, f"<i>&{place}-", allocation, 0.1 * place, (0, 1)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "deep" / "report"
+    answers = write_report(runs[0], sum(runs[1:], []), out)
+    return out, answers
+
+
+def contents(out):
+    return {p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def test_files(report):
+    out, answers = report
+    names = ["heatmap", "improvement", "loss-1", "widths-1"]
+    expected = {"report.html", "report.md", "results.csv"}
+    expected |= {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert {str(name) for name in contents(out)} == expected
+    assert list(out.parent.iterdir()) == [out]  # no scratch left
+    assert (out / "figures/loss-1.png").read_bytes().startswith(b"\x89PNG")
+    assert len(answers) == 1 and answers[0] in (out / "report.md").read_text().replace("\\", "")
+
+
+def test_the_page_needs_nothing_from_outside(report):
+    page = (report[0] / "report.html").read_text()
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]{0,40})|url\(|@import""", page)
+    assert addresses and all(a.startswith("data:image/svg+xml;base64,") for a in addresses)
+    assert "fetch(" not in page
+    assert "<i>" not in page and "&lt;i&gt;&amp;0-0" in page
+    for word in ("100 · (s − b) / b", "Holm", "No better than guessing", "hellaswag"):
+        assert word in page
+
+
+def test_one_row_a_cell_and_task(report):
+    with (report[0] / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 5
+    assert {row["allocation"] for row in rows} == set(ALLOCATIONS)
+    piqa = next(r for r in rows if r["task"] == "piqa" and r["allocation"] == "first:0.4")
+    baseline, score = float(piqa["baseline"]), float(piqa["score"])
+    expected = 100 * (score - baseline) / baseline
+    assert float(piqa["relative_improvement"]) == pytest.approx(expected, rel=1e-3)
+    bits = next(r for r in rows if r["task"] == "validation")
+    baseline, score = float(bits["baseline"]), float(bits["score"])
+    expected = 100 * (baseline - score) / baseline
+    assert float(bits["relative_improvement"]) == pytest.approx(expected, rel=1e-2)
+
+
+def test_an_earlier_report_is_replaced_by_the_same(report, runs):
+    out, _ = report
+    before = contents(out)
+    write_report(runs[0], sum(runs[1:], []), out)
+    assert contents(out) == before
+
+
+def test_a_report_of_one_cell_without_curves_and_of_allowed_differences(runs, tmp_path):
+    (curves,) = [run / "metrics.jsonl" for run in runs[0][:1]]
+    text = curves.read_text()
+    curves.unlink()
+    try:
+        write_report(runs[0][:1], runs[4][:1], tmp_path / "out", allow_different=["items"])
+    finally:
+        curves.write_text(text)
+    page = (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/figures/heatmap.svg").exists()
+    assert "One seed of middle:0.7" in page
+    assert "no training curve" in page
+
+
+def test_allowed_differences_stand_on_top(runs, tmp_path):
+    write_report(runs[1], runs[2], tmp_path / "out", allow_different=["baseline"])
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.index("--allow-different") < page.index("<h2>")
+    assert "the baseline first:0.4" in page
+
+
+def in_the_way(path):
+    def file():
+        path.write_text("mine")
+
+    def foreign():
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+
+    def html_of_others():
+        path.mkdir()
+        (path / "report.html").write_text("<html>mine</html>")
+
+    def report_and_more():
+        output.write(path, {"report.html": f"<meta {output.MARK}>"})
+        (path / "notes.txt").write_text("mine")
+
+    def link():
+        path.symlink_to(path.parent)
+
+    return [file, foreign, html_of_others, report_and_more, link]
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_what_is_in_the_way_stays(runs, tmp_path, case):
+    out = tmp_path / "out"
+    in_the_way(out)[case]()
+    before = contents(tmp_path)
+    for given in (runs[0], [tmp_path / "nowhere"]):  # said before anything is read
+        with pytest.raises(BadInput, match="--out"):
+            write_report(given, runs[1], out)
+    with pytest.raises(BadInput, match="--out"):
+        output.write(out, {"report.html": "new"})
+    assert contents(tmp_path) == before
+
+
+def test_a_refused_comparison_writes_nothing(runs, tmp_path):
+    with pytest.raises(BadInput, match="swapped"):
+        write_report(runs[1], runs[0], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_leaves_the_earlier_report(report, runs, monkeypatch):
+    out, _ = report
+    before = contents(out)
+
+    def fail(*_):
+        raise RuntimeError("full disk")
+
+    monkeypatch.setattr(output.Path, "write_bytes", fail)
+    with pytest.raises(RuntimeError):
+        write_report(runs[0], runs[1], out)
+    monkeypatch.undo()
+    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(BadInput, match=re.escape('pip install -e ".[eval]"')):
+        build.write_report(runs[0], runs[1], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,147 @@
+"""The sweep as a user runs it, with a stand-in for the training."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What stands in for `python`: makes what a finished run leaves, unless told to fail or to wait.
+PYTHON = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >> "$CALLS"
+for argument in "$@"; do case $argument in --workdir=*) workdir=${argument#*=} ;; esac; done
+case "$*" in
+  *ffn_alloc.evaluate*) mkdir -p "$workdir/results"; exit ;;
+  *"$FAILS"*) echo "error: model.d_ff = 3: too thin" >&2; exit 2 ;;
+  *"$WAITS"*) trap 'exit 75' TERM; echo started >> "$CALLS"; while true; do sleep 0.1; done ;;
+esac
+mkdir -p "$workdir/checkpoints/5"
+echo '{}' > "$workdir/config.json"
+echo '{"step": 5}' > "$workdir/metrics.jsonl"
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python").write_text(PYTHON)
+    (programs / "python").chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    settings = {"CALLS": str(calls), "FAILS": "nothing", "WAITS": "nothing"}
+    return os.environ | settings | {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def command(tmp_path: Path, *flags: str) -> list[str]:
+    own = ["--sizes=285m", "--positions=first,middle", "--ratios=70,100", "--submit=local"]
+    directory = f"--dir={tmp_path}/grid"
+    rest = ["--", "--config.train.steps=5"]
+    return [sys.executable, "-m", "ffn_alloc.sweep", directory, *own, *flags, *rest]
+
+
+def sweep(tmp_path: Path, environment: dict, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(tmp_path, *flags), env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def calls(environment: dict) -> list[str]:
+    return Path(environment["CALLS"]).read_text().splitlines()
+
+
+def test_what_is_missing_is_trained_once(tmp_path, environment):
+    first = sweep(tmp_path, environment, "--parallel=2")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("done") == 3
+    assert "first100_285m_s0" in first.stderr  # the baseline again
+    made = calls(environment)
+    assert len(made) == 3 and all("-m ffn_alloc.main" in call for call in made)
+    assert sum("--config.model.allocation=middle:70%" in call for call in made) == 1
+    assert all("--config.train.steps=5" in call for call in made)
+    again = sweep(tmp_path, environment)
+    assert again.returncode == 0 and len(calls(environment)) == 3
+
+
+def test_what_is_done_is_scored(tmp_path, environment):
+    result = sweep(tmp_path, environment, "--then-evaluate=--suite=quick --limit=7")
+    assert result.returncode == 0, result.stderr
+    made = [call.partition(" --workdir")[0] for call in calls(environment)]
+    scored = [call for call in calls(environment) if "ffn_alloc.evaluate" in call]
+    assert len(made) == 6 and len(scored) == 3
+    assert all(call.endswith("--suite=quick --limit=7") for call in scored)
+    for name in ("baseline", "first70", "middle70"):
+        assert (tmp_path / "grid" / f"{name}_285m_s0" / "results").exists()
+
+
+def test_a_failure_is_told_with_its_reason(tmp_path, environment):
+    environment["FAILS"] = "allocation=first:70%"
+    result = sweep(tmp_path, environment)
+    assert result.returncode == 1
+    failed = [line for line in result.stdout.splitlines() if "first70" in line]
+    assert "failed at step 0: training ended with 2: error: model.d_ff = 3: too thin" in failed[0]
+    assert result.stdout.count("done") == 2
+    environment["FAILS"] = "nothing"
+    assert sweep(tmp_path, environment).returncode == 0  # tried again
+    assert len(calls(environment)) == 4
+
+
+def test_stopped_and_started_again(tmp_path, environment):
+    environment["WAITS"] = "allocation=middle:70%"
+    process = subprocess.Popen(
+        command(tmp_path), env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while "started" not in calls(environment):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    environment["WAITS"] = "nothing"
+    result = sweep(tmp_path, environment)
+    assert result.returncode == 0 and result.stdout.count("done") == 3
+
+
+def test_slurm_gets_what_is_not_in_its_queue(tmp_path, environment):
+    programs = tmp_path / "bin"
+    (programs / "squeue").write_text(
+        '#!/usr/bin/env bash\n[ -e "$CALLS.asked" ] || echo middle70_285m_s0\n'
+        'echo >> "$CALLS.asked"\n'
+    )
+    (programs / "sbatch").write_text(
+        '#!/usr/bin/env bash\necho "sbatch $*" >> "$CALLS"\n'
+        'while [[ $1 == -* ]]; do shift; done\nshift\nexec python -m ffn_alloc.main "$@"\n'
+    )
+    for name in ("squeue", "sbatch"):
+        (programs / name).chmod(0o755)
+    result = sweep(tmp_path, environment, "--submit=slurm", "--options=--gpus=8 --time=1:00:00")
+    assert result.returncode == 0, result.stderr
+    submitted = [call for call in calls(environment) if call.startswith("sbatch")]
+    assert len(submitted) == 3
+    assert all("--wait" in call and "--gpus=8 --time=1:00:00" in call for call in submitted)
+    assert "--job-name=baseline_285m_s0" in submitted[0]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--sizes=285x"], ["--config", "baseline_285x"]),
+        (["--positions=centre"], ["--positions", "centre"]),
+        (["--seeds=one"], ["--config.seed", "one"]),
+        (["--chip=abacus"], ["--chip", "abacus"]),
+        (["--parallel=0"], ["--parallel", "0"]),
+        (["--mfu=1.5"], ["--mfu", "1.5"]),
+        (["--submit=tpu", "--then-evaluate=--suite=quick"], ["--then-evaluate", "tpu"]),
+        (["--submit=slurm"], ["squeue"]),
+    ],
+)
+def test_bad_input(tmp_path, environment, flags, words):
+    result = sweep(tmp_path, environment, *flags)
+    assert result.returncode == 2, result.stdout
+    assert all(word in result.stderr for word in words), result.stderr
+    assert calls(environment) == [] and not (tmp_path / "grid").exists()

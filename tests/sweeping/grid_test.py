@@ -1,0 +1,65 @@
+"""Which runs a sweep has."""
+
+from pathlib import Path
+
+import pytest
+
+from ffn_alloc import cli
+from ffn_alloc.errors import BadInput
+from ffn_alloc.sweeping import grid
+
+
+def runs_of(positions, ratios, *, sizes=("285m",), seeds=("0",), further=(), overrides=()):
+    specs = [*grid.allocations(positions, ratios), *further]
+    return grid.expand(Path("/d"), grid.bases(None, sizes), specs, seeds, overrides, cli.load)
+
+
+def test_the_papers_grid():
+    ratios = ["10", "30", "50", "70", "90", "100"]
+    runs, duplicates = runs_of(grid.POSITIONS, ratios, sizes=("285m", "570m", "1p2b"))
+    assert len(runs) == 48  # configs/paper.py has as many
+    assert len(duplicates) == 9  # 100 % is the baseline
+    assert runs[0].name == "baseline_285m_s0"
+    by_name = {run.name: run for run in runs}
+    # DESIGN.md's table of sizes, and the issue's of widths.
+    assert by_name["middle70_570m_s0"].config.model.ffn_dims == (0,) * 4 + (6720,) * 16 + (0,) * 4
+    assert by_name["final10_1p2b_s0"].config.model.ffn_dims == (0,) * 36 + (44800,) * 4
+    assert by_name["first30_285m_s0"].config.name == "first30_285m_s0"
+
+
+def test_equal_layers_are_one_run_whatever_the_spec_says():
+    further = ["mask:001111111100", "taper:1.5..0.5:cosine"]
+    runs, duplicates = runs_of(["middle"], ["70"], further=further)
+    assert [run.name for run in runs] == [
+        "baseline_285m_s0",
+        "middle70_285m_s0",
+        "taper1.5..0.5cosine_285m_s0",
+    ]
+    assert duplicates == ["mask001111111100_285m_s0"]
+
+
+def test_seeds_and_overrides_reach_every_run():
+    runs, _ = runs_of([], [], seeds=("3", "4"), overrides=["--config.train.steps=7"])
+    assert [(run.config.seed, run.config.train.steps) for run in runs] == [(3, 7), (4, 7)]
+    assert runs[0].workdir == Path("/d/baseline_285m_s3")
+    assert runs[0].command_arguments[-1] == "--workdir=/d/baseline_285m_s3"
+    assert cli.load(runs[0].arguments) == runs[0].config
+
+
+def test_another_config(tmp_path):
+    bases = grid.bases("configs/quickstart.py", [])
+    assert bases == {"quickstart": ["--config=configs/quickstart.py"]}
+
+
+@pytest.mark.parametrize(
+    "positions, ratios, word",
+    [(["centre"], ["10"], "centre"), (["middle"], ["0.7"], "0.7"), (["middle"], ["0"], "0")],
+)
+def test_bad_input(positions, ratios, word):
+    with pytest.raises(BadInput, match=word):
+        runs_of(positions, ratios)
+
+
+def test_a_field_that_is_not_there():
+    with pytest.raises(BadInput, match="train.stepz.*unknown key"):
+        runs_of([], [], overrides=["--config.train.stepz=7"])
