@@ -51,7 +51,7 @@ def load(spec: str) -> Tokenizer:
     if spec == "bytes":
         return ByteTokenizer()
     if spec == "mistral-v1":
-        return _sentencepiece(spec, _mistral_path())
+        return _sentencepiece(spec, mistral_path())
     if kind in ("sentencepiece", "huggingface") and where:
         path = Path(where).expanduser()
         if not path.is_file():
@@ -99,7 +99,7 @@ def _huggingface(spec: str, path: Path) -> Tokenizer:
     return HuggingFaceTokenizer(spec, path)
 
 
-def _mistral_path() -> Path:
+def mistral_path() -> Path:
     # The package imports slowly and is not needed: only a file in it is.
     found = importlib.util.find_spec("mistral_common")
     for folder in (found and found.submodule_search_locations) or ():

@@ -3,7 +3,6 @@
 Whatever of its task the harness would take for something else, or score as 0, is refused here.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -86,7 +85,7 @@ def _load(manager: Any, name: str) -> HarnessTask:
     """With the hub's rows, or those that an earlier download left in its cache."""
     try:
         task = manager.load(name)["tasks"][name]
-    except (ConnectionError, FileNotFoundError) as error:
+    except OSError as error:  # of the network, the hub or the cache
         raise BadInput(
             "tasks",
             name,
@@ -96,8 +95,9 @@ def _load(manager: Any, name: str) -> HarnessTask:
     except Exception as error:
         raise _does_not_fit(name, "the hub's rows", error) from error
     split = eval_split(task.config)
-    source = f"hub:{task.config.dataset_path} {task.config.dataset_name or ''} {split}"
-    rows = task.dataset[split]
+    path, subset = task.config.dataset_path, task.config.dataset_name
+    source = " ".join(filter(None, ("hub:", path, subset, split)))
+    rows = task.dataset[split] if split else task.eval_docs  # a task in Python has no such field
     _check_columns(
         name,
         rows,
@@ -190,9 +190,8 @@ def _does_not_fit(name: str, where: str, error: Exception) -> BadInput:
 def _hub_answers() -> bool:
     url = os.environ.get("HF_ENDPOINT", _HUB)
     try:
-        with contextlib.closing(
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_HUB_TIMEOUT)
-        ):
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT):
             return True
     except urllib.error.HTTPError:
         return True  # an answer too

@@ -36,7 +36,7 @@ def write(folder: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, int]
             Path(path).expanduser(), folder, max_length, tokenizer
         )
     else:
-        source = Path(path).expanduser() if path else tokenizer_kinds._mistral_path()
+        source = Path(path).expanduser() if path else tokenizer_kinds.mistral_path()
         shutil.copyfile(source, folder / _SENTENCEPIECE)  # for engines that read it themselves
         converted = sentencepiece_json.convert(source)
         converted.save(str(folder / _HUGGINGFACE))

@@ -184,6 +184,19 @@ def test_a_column_whose_name_the_harness_would_score(tmp_path):
         tasks.load(["swag"], str(tmp_path))
 
 
+def test_what_is_generated_is_scored_by_each_filter(tmp_path):
+    """gsm8k takes a number behind '####', or the last number there is; the model says 42."""
+    rows = [{"question": f"How many, {n}?", "answer": f"So #### {n}"} for n in (42, 7)]
+    for split in ("train", "test"):
+        benchmark_files.write(tmp_path, "gsm8k", rows * 3, split)
+    (task,) = tasks.load(["gsm8k"], str(tmp_path))
+    benchmark = Benchmark(task, HashModel(), 0)
+    scores = benchmark.score("p")
+    assert scores["exact_match,flexible-extract"].values_N.tolist() == [1, 0] * 3
+    assert scores["exact_match,strict-match"].value == 0
+    assert benchmark.origin.num_fewshot == 5
+
+
 def test_a_task_whose_metrics_are_no_sums_is_refused(tmp_path):
     row = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 1, "idx": 0}
     benchmark_files.write(tmp_path, "mrpc", [row, row], "validation")

@@ -82,6 +82,52 @@ def test_a_task_that_shows_examples_takes_them_from_its_own_split(tmp_path):
     assert request.args[0].count("What is") == task.task.config.num_fewshot == 5
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with the rows of `benchmark_files`, in all splits, by the paths that tasks ask for."""
+    import datasets
+
+    content = {
+        "Rowan/hellaswag": benchmark_files.rows("hellaswag"),
+        "aps/super_glue": benchmark_files.rows("boolq"),
+    }
+
+    def load_dataset(path, name, **_):
+        if path not in content:
+            raise ConnectionError(f"Couldn't reach {path}")
+        splits = {split: content[path] for split in ("train", "validation", "test")}
+        return datasets.DatasetDict(
+            {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(tasks, "_hub_answers", lambda: True)
+    return content
+
+
+def test_the_same_rows_from_the_hub(hub, directory):
+    local = {task.name: task for task in tasks.load(["hellaswag", "boolq"], str(directory))}
+    for task in tasks.load(["hellaswag", "boolq"], ""):
+        assert task.data_sha256 == local[task.name].data_sha256
+        assert task.source.startswith("hub:") and "validation" in task.source
+        task.task.build_all_requests()
+        local[task.name].task.build_all_requests()
+        found, expected = (
+            [request.args for request in each.instances]
+            for each in (task.task, local[task.name].task)
+        )
+        assert found == expected
+
+
+def test_rows_of_the_hub_are_checked_too(hub):
+    hub["Rowan/hellaswag"][2]["endings"] = ["a", "", "c", "d"]
+    with pytest.raises(BadInput, match="row 3.*endings"):
+        tasks.load(["hellaswag"], "")
+    with pytest.raises(BadInput, match="neither in the cache") as error:
+        tasks.load(["boolq", "sciq"], "")
+    assert error.value.value == "sciq"
+
+
 OFFLINE = """
 import sys, time
 from ffn_alloc.errors import BadInput
