@@ -11,7 +11,7 @@ EXTRAS = {
     # Hugging Face formats; with torch and transformers there, `export` also compares logits.
     "export": ["safetensors>=0.5"],
     # Live comparison with the reference implementation (the suite has recorded values too).
-    "parity": ["torch>=2.6", "transformers>=5"],
+    "parity": ["torch>=2.6", "transformers>=5", "accelerate>=1"],
     # The openly licensed 32k tokenizer of the full-size configurations.
     "mistral": ["mistral-common>=1.8"],
 }

@@ -29,7 +29,6 @@ READ_OTHERWISE = {
     "mesh.data": "make_mesh reads all axes by dataclasses.asdict",
     "mesh.fsdp": "make_mesh reads all axes by dataclasses.asdict",
     "mesh.tensor": "make_mesh reads all axes by dataclasses.asdict",
-    "optimizer.name": "one choice alone, checked in validation.py",
 }
 
 

@@ -128,6 +128,9 @@ def write(
 
     If another process wrote this result meanwhile, that one stays and is returned.
     """
+    for name, metric in scores.items():
+        if len(metric.values_N) != len(item_ids):
+            raise ValueError(f"{name} has {len(metric.values_N)} values for {len(item_ids)} items")
     path = path_of(workdir, about["step"], origin.task, origin.limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     with storage.locked(workdir / "results"):

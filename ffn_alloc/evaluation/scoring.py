@@ -53,8 +53,8 @@ class Scorer:
         """(log-likelihood of the continuation in nats, whether greedy decoding would give it).
 
         A context is cut from the left where both do not fit in sequence_length + 1 tokens. A
-        continuation that is longer than sequence_length itself is scored in equal pieces, each
-        behind as much as fits of what is before it. ValueError for an empty context or continuation,
+        continuation longer than sequence_length is scored in equal pieces, each behind as much as
+        fits of what is before it. ValueError for an empty context or continuation,
         FloatingPointError where a result is not finite.
         """
         rows = [row for i, r in enumerate(requests) for row in _rows(i, r, self._longest)]

@@ -228,7 +228,7 @@ def test_rolling_is_that_of_the_hugging_face_backend(model, backend):
 def test_generated_text_is_that_of_the_hugging_face_backend(model, backend):
     """Prompts of unequal length, one of which is cut; the random model writes any letters, and
     some of them stop it."""
-    kwargs = {"until": ["e", "Q", "o"], "max_gen_toks": 12, "do_sample": False}
+    kwargs = {"until": ["e", "Q", "o"], "max_gen_toks": 8, "do_sample": False}
     prompts = ["The capital of", "x", "long " * 30, "Question: why?\nAnswer:"]
     requests = instances(*((prompt, kwargs) for prompt in prompts))
     found = model.generate_until(requests)

@@ -93,6 +93,12 @@ def test_what_is_written(tmp_path):
         }
 
 
+def test_scores_that_do_not_fit_the_items_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="acc has 4 values for 3 items"):
+        results.write(tmp_path, ABOUT, ORIGIN, IDS[:3], SCORES)
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_limit_has_a_file_of_its_own(tmp_path):
     write(tmp_path)
     limited = Origin("piqa", 50, 0, "1.0", "0.4.13", "d" * 64)
