@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     evaluators = make_evaluators(config, mesh, platform, data)
     record = resume.run_record(config, data.fingerprint)
     directory = workdir.local_path(_WORKDIR.value or str(Path("runs") / config.name))
-    with workdir.lock(directory):
+    with processes.lock(directory):
         processes.from_first(lambda: resume.check_workdir(directory, record))
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
         with contextlib.closing(checkpoints):

@@ -11,13 +11,21 @@ import argparse
 from pathlib import Path
 
 from ffn_alloc import cli
+from ffn_alloc.errors import BadInput
 from ffn_alloc.reporting.build import write_report
+from ffn_alloc.reporting.runs import of_sweep
 
 
 def report(arguments: argparse.Namespace) -> None:
+    baseline, runs = arguments.baseline or [], arguments.runs or []
+    if arguments.sweep:
+        if baseline or runs:
+            remedy = "Leave out --baseline and --runs: it holds both"
+            raise BadInput("--sweep", str(arguments.sweep), "is not all that was given", remedy)
+        baseline, runs = of_sweep(arguments.sweep)
     answers = write_report(
-        arguments.baseline,
-        arguments.runs,
+        baseline,
+        runs,
         arguments.out,
         arguments.step,
         arguments.allow_different,
@@ -33,8 +41,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--baseline", type=Path, nargs="*", required=True, metavar="RUN", help="uniform runs")
-    add("--runs", type=Path, nargs="*", required=True, metavar="RUN", help="runs to compare")
+    add("--baseline", type=Path, nargs="*", metavar="RUN", help="uniform runs")
+    add("--runs", type=Path, nargs="*", metavar="RUN", help="runs to compare")
+    add("--sweep", type=Path, metavar="DIR", help="instead of both: the directory of a sweep")
     add("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
     add("--step", type=int, metavar="N", help="step of the results; default: the last of all runs")
     add(

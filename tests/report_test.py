@@ -34,6 +34,21 @@ def test_a_report(runs, tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
+def test_a_sweeps_directory(tmp_path):
+    """Has the baseline and the others; a run that was never started is not there."""
+    for name, allocation in (("base", "uniform"), ("mid", "middle:0.7")):
+        write_seeds(tmp_path / "grid", name, allocation, 0.0, (0, 1))
+    (tmp_path / "grid" / "logs").mkdir()
+    found = report("--sweep", tmp_path / "grid", "--out", tmp_path / "out")
+    assert found.returncode == 0, found.stderr
+    assert "middle:0.7" in found.stdout
+    both = report("--sweep", tmp_path / "grid", "--runs", tmp_path, "--out", tmp_path / "other")
+    assert both.returncode == 2 and "--sweep" in both.stderr
+    empty = report("--sweep", tmp_path / "out", "--out", tmp_path / "other")
+    assert empty.returncode == 2 and "has no runs" in empty.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_bad_input(runs, tmp_path):
     base, mid = runs
     cases = [

@@ -3,10 +3,11 @@
 Process 0 alone writes files. Every wait has a deadline, and its error names who is missing.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.training import workdir
 
 # Seconds. A process that died is noticed after the heartbeat's; one that is alive but does not
 # come (stuck in a file system, say) after the barrier's.
@@ -96,6 +98,20 @@ def agreed(here: bool) -> bool:
     wait_for_all("agreed")
     with jax.transfer_guard("allow"):
         return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """`workdir.lock` by process 0; BadInput in every process if it is in use, or not shared."""
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: stack.enter_context(workdir.lock(directory)))
+        owner = directory / ".lock"
+        check_same(
+            "--workdir",
+            f"{directory}, held by {owner.read_text() if owner.exists() else 'nobody'}",
+            "Give one that all machines of the run share",
+        )
+        yield
 
 
 def _broadcast(value: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 from ffn_alloc import __version__, allocation
 from ffn_alloc.config import Config, to_dict
 from ffn_alloc.errors import BadInput
-from ffn_alloc.training import processes
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy ml-collections".split()
 
@@ -29,22 +28,10 @@ def local_path(workdir: str) -> Path:
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Holds the directory for this run; BadInput if another live run has it.
+    """Holds the directory for this process; BadInput if another live process has it.
 
-    Process 0 has the lock; the kernel drops it when the process ends, however it ends.
+    The kernel drops the lock when the process ends, however it ends.
     """
-    with contextlib.ExitStack() as stack:
-        processes.from_first(lambda: _acquire(workdir, stack))
-        owner = workdir / ".lock"
-        processes.check_same(
-            "--workdir",
-            f"{workdir}, held by {owner.read_text() if owner.exists() else 'nobody'}",
-            "Give one that all machines of the run share",
-        )
-        yield
-
-
-def _acquire(workdir: Path, stack: contextlib.ExitStack) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # Not inheritable: a worker that outlives us for a moment does not keep it.
@@ -53,16 +40,19 @@ def _acquire(workdir: Path, stack: contextlib.ExitStack) -> None:
         raise BadInput(
             "--workdir", str(workdir), f"cannot be used ({error.strerror})", "Give another one"
         ) from error
-    stack.callback(os.close, descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 64).decode() or "another process"
-        raise BadInput(
-            "--workdir", str(workdir), f"is in use by {owner}", "Stop it, or give another one"
-        ) from None
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 64).decode() or "another process"
+            raise BadInput(
+                "--workdir", str(workdir), f"is in use by {owner}", "Stop it, or give another one"
+            ) from None
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_config(workdir: Path, config: Config, record: dict[str, Any]) -> None:
