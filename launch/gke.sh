@@ -8,9 +8,9 @@
 # What follows `--` goes to `python -m ffn_alloc.main` as it is. The image has the checkout as its
 # working directory and ffn_alloc with jax[tpu] in its python. A pod's disk goes with the pod: the
 # claim (ReadWriteMany for several hosts) is mounted at /runs, holds $FFN_ALLOC_CACHE (/runs/cache),
-# and --workdir must lie in it. Several hosts or slices need an ffn_alloc.main that runs in several
-# processes. Preempted (exit code 75, or evicted), pods are started again without limit; after a
-# fault the whole set is, three times at most; after bad input (2) never.
+# and --workdir must lie in it. The hosts of a slice find each other. Preempted (exit code 75, or
+# evicted), pods are started again without limit; after a fault the whole set is, three times at
+# most; after bad input (2) never.
 #
 #   --name=NAME            of the JobSet; kubectl delete jobset NAME removes it
 #   --image=IMAGE --claim=PERSISTENT_VOLUME_CLAIM

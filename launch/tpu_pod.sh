@@ -8,7 +8,7 @@
 #
 # What follows `--` goes to `python -m ffn_alloc.main` as it is. A worker's disk goes with the
 # worker: --workdir must lie on a file system that outlives it, shared by all, which --setup mounts.
-# Slices of several workers need an ffn_alloc.main that runs in several processes. Workers get this
+# The workers of a slice find each other. They get this
 # checkout's last commit. The run does not need this script: started again, it follows. Preempted
 # (75, or the slice is gone) the run starts again always, after faults three times, after 2 never.
 #
