@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 
 from ffn_alloc import cli
-from ffn_alloc.errors import BadInput
 from ffn_alloc.sweeping import grid, jobs, launchers, table
-from ffn_alloc.training.timing import known_peak_flops
 
 _PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
 _PARSER.add_argument("--dir", required=True, help="for the runs' directories and logs/")
@@ -36,8 +34,7 @@ _PARSER.add_argument("overrides", nargs="*", help="after --: --config.a.b=VALUE 
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    peak = known_peak_flops(arguments.chip)
-    _check(arguments)
+    cost = table.Cost(arguments.chip, arguments.mfu, arguments.price)
     specs = [
         *grid.allocations(_split(arguments.positions), _split(arguments.ratios)),
         *_split(arguments.allocations),
@@ -57,15 +54,8 @@ def sweep(arguments: argparse.Namespace) -> None:
             signal.signal(number, work.stop)
         work.work()
         failed = bool(work.failed)
-    print(table.text(runs, peak, arguments.mfu, arguments.price))
+    print(table.text(runs, cost))
     sys.exit(1 if failed else 0)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    if arguments.parallel < 1:
-        raise BadInput("--parallel", arguments.parallel, "is less than 1", "Give 1 or more")
-    if not 0 < arguments.mfu <= 1:
-        raise BadInput("--mfu", arguments.mfu, "is not in (0, 1]", "Give 0.4, say")
 
 
 def _split(text: str) -> list[str]:

@@ -31,9 +31,7 @@ class Processes:
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
         }
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = free_address()
         self.logs = [workdir.parent / f"{workdir.name}.{i}.log" for i in range(count)]
         self.running = []
         for index, log in enumerate(self.logs):
@@ -70,6 +68,12 @@ class Processes:
 
     def output(self) -> str:
         return "\n".join(log.read_text()[-3000:] for log in self.logs)
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def losses(workdir: Path) -> np.ndarray:
@@ -125,6 +129,41 @@ def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
     assert two.wait() == [2, 2], two.output()
     for log in two.logs:
         assert "is no record of a run" in log.read_text()
+
+
+WAITS = """
+import sys, time
+import jax
+from ffn_alloc.training import processes
+processes._BARRIER_TIMEOUT = 3
+processes.join(sys.argv[1], 2, int(sys.argv[2]))
+jax.devices()
+if sys.argv[2] == "1":
+    time.sleep(20)  # alive, and somewhere else
+start = time.monotonic()
+try:
+    processes.wait_for_all("there")
+except Exception as error:
+    print(time.monotonic() - start, " ".join(str(error).split()))
+"""
+
+
+def test_a_process_that_does_not_come_is_named_after_the_deadline():
+    command = [sys.executable, "-c", WAITS, free_address()]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    first, other = (
+        subprocess.Popen(
+            [*command, index], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
+        for index in "01"
+    )
+    try:
+        line = first.stdout.readline()
+    finally:
+        first.kill()
+        other.kill()
+    assert float(line.split()[0]) < 10, line
+    assert "timed out task names: 1 " in line
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from ffn_alloc.errors import EXIT_PREEMPTED
+from ffn_alloc.errors import EXIT_PREEMPTED, BadInput
 from ffn_alloc.sweeping import launchers
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.sweeping.states import DONE, FAILED, RUNNING, log_of, record_outcome, state_of
@@ -34,6 +34,8 @@ class Jobs:
         parallel: int,
         evaluate: str | None,
     ):
+        if parallel < 1:
+            raise BadInput("--parallel", parallel, "is less than 1", "Give 1 or more")
         self._launcher, self._options = launcher, options
         self._parallel, self._evaluate = parallel, evaluate
         self._active: list[_Job] = []

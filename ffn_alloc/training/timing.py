@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 from ffn_alloc.accounting import training_flops
 from ffn_alloc.config import Config
-from ffn_alloc.errors import BadInput
 
 # Dense bf16 matrix products, FLOP/s a device, by jax's device_kind (TPU) or a word of it (GPU).
 # Sources: NVIDIA data sheets of the A100, H100 and H200 (SXM), Google Cloud TPU documentation
@@ -34,14 +33,6 @@ def peak_flops(device_kind: str) -> float | None:
     words = device_kind.replace("-", " ").split()
     known = [_PEAK_FLOPS[word] for word in words if word in _PEAK_FLOPS]
     return known[0] if known and not _OTHER_VARIANTS & set(words) else None
-
-
-def known_peak_flops(device_kind: str) -> float:
-    """BadInput where we do not know it."""
-    peak = peak_flops(device_kind)
-    if peak is None:
-        raise BadInput("--chip", device_kind, "has no known peak", f"Known: {list(_PEAK_FLOPS)}")
-    return peak
 
 
 class Clock:

@@ -1,0 +1,52 @@
+"""The commands of a sweep, given to the real scripts in launch/ for a dry run, or to fakes."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ffn_alloc import cli
+from ffn_alloc.sweeping import grid, launchers
+
+ROOT = Path(__file__).resolve().parents[2]
+TPU = ["--zone=z", "--type=v5litepod-8", "--runtime=r", "--dry-run"]
+GKE = "--image=i --claim=c --accelerator=a --topology=2x4 --chips-per-host=8".split()
+
+
+@pytest.fixture
+def run() -> grid.Run:
+    bases = grid.bases(None, ["285m"])
+    runs, _ = grid.expand(Path("/runs"), bases, ["middle:70%"], ["0"], [], cli.load)
+    return runs[0]
+
+
+def call(command: list[str], path: Path | None = None) -> subprocess.CompletedProcess:
+    search = os.environ["PATH"] if path is None else f"{path}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": search}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def test_the_tpu_script_takes_it(run):
+    found = call(launchers.training("tpu", run, TPU))
+    assert found.returncode == 0, found.stderr
+    assert "queued-resources create middle70-285m-s0" in found.stdout
+    assert "--workdir=/runs/middle70_285m_s0" in found.stdout
+
+
+@pytest.mark.parametrize("state, code", [("Completed", 0), ("Failed", 1)])
+def test_the_gke_script_takes_it_and_the_end_is_waited_for(run, tmp_path, state, code):
+    kubectl = tmp_path / "kubectl"
+    calls = tmp_path / "calls"
+    kubectl.write_text(
+        f'#!/usr/bin/env bash\necho "$*" >> {calls}\n'
+        f"case $1 in create) cat > {tmp_path}/manifest ;; get) echo {state} ;; esac\n"
+    )
+    kubectl.chmod(0o755)
+    found = call(launchers.training("gke", run, GKE), tmp_path)
+    assert found.returncode == code, found.stderr
+    verbs = [line.split()[0] for line in calls.read_text().splitlines()]
+    assert verbs == ["create", "wait", "get"]
+    assert "jsonpath={.status.terminalState}" in calls.read_text()
+    assert "middle70-285m-s0" in (tmp_path / "manifest").read_text()
+    assert "/runs/middle70_285m_s0" in (tmp_path / "manifest").read_text()
