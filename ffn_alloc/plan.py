@@ -1,24 +1,54 @@
-"""What a configuration would train, before any of it is trained.
+"""The ledger of a config, and what it would be on chips: `python -m ffn_alloc.plan --config=…`.
 
-    python -m ffn_alloc.plan --config=configs/middle70_570m.py [--json]
-
-Prints the layers as a picture, parameters and FLOPs beside the uniform baseline's, bytes, and the
-length of the run. --json prints the same as one line of JSON. No device is touched.
+Prints which layer gets which FFN, parameters and FLOPs beside the uniform baseline's, and bytes;
+with --json one line of JSON. No device is touched. With --topology=v5e:4x4 (or h100:8, …) the
+training step is compiled for it on this CPU (extras `tpu`, `cuda`): does it fit, its
+collectives, a predicted time, chip-hours and, with --price, cost. --tune tries meshes,
+microbatches and remat policies, and names the fastest that fits.
 """
 
 import json
+import sys
+from pathlib import Path
 
 from absl import flags
 
 from ffn_alloc import cli
 from ffn_alloc.config import Config
-from ffn_alloc.planning import ledger
+from ffn_alloc.planning import forecast, forecast_text, ledger, topology, tuning
 
 _JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the picture.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5e:4x4, v5p:2x2x4, h100:8, …")
+_SLICES = flags.DEFINE_integer("slices", 1, "TPU slices of this topology.")
+_TUNE = flags.DEFINE_bool("tune", False, "Try meshes, microbatches and remat policies.")
+_PRICE = flags.DEFINE_float("price", 0.0, "Of a chip-hour, in any currency.")
+_CALIBRATE = flags.DEFINE_string("calibrate", None, "JSON file of measured rates.")
 
 
 def plan(config: Config) -> None:
-    print(json.dumps(ledger.summary(config)) if _JSON.value else ledger.picture(config))
+    if _TOPOLOGY.value is None:
+        print(json.dumps(ledger.summary(config)) if _JSON.value else ledger.picture(config))
+        return
+    chips = topology.parse(_TOPOLOGY.value, _SLICES.value)
+    calibration = Path(_CALIBRATE.value) if _CALIBRATE.value else None
+
+    def try_one(candidate: Config) -> forecast.Forecast:
+        return forecast.forecast(candidate, chips, calibration, _PRICE.value)
+
+    if _TUNE.value:
+        tried = []
+        for found in tuning.tune(config, chips, try_one):
+            print(forecast_text.trial(found), file=sys.stderr, flush=True)
+            tried.append(found)
+        chosen, text = tuning.best(tried) or tried[-1], forecast_text.winner(tried)
+    else:
+        print(f"compiling for {chips} …", file=sys.stderr)
+        chosen = try_one(config)
+        text = f"{ledger.picture(config)}\n\n{forecast_text.picture(chosen)}"
+    if _JSON.value:
+        print(json.dumps(ledger.summary(chosen.config) | forecast.summary(chosen)))
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

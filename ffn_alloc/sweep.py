@@ -6,12 +6,17 @@ Exit codes: 0 all done (or only printed), 1 some failed, 2 bad input, 75 stopped
 """
 
 import argparse
+import dataclasses
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ffn_alloc import cli
+from ffn_alloc.config import Config
+from ffn_alloc.errors import BadInput
+from ffn_alloc.planning import forecast, topology
 from ffn_alloc.sweeping import grid, jobs, launchers, table
 
 _PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
@@ -27,14 +32,16 @@ _PARSER.add_argument("--submit", choices=launchers.LAUNCHERS, help="start what i
 _PARSER.add_argument("--parallel", type=int, default=1, help="runs at once")
 _PARSER.add_argument("--options", default="", help="of sbatch, or of the script in launch/")
 _PARSER.add_argument("--then-evaluate", help="score what is done, with evaluate's arguments")
-_PARSER.add_argument("--chip", default="H100", help="for chip-hours, as jax names the device")
+_PARSER.add_argument("--chip", default="h100", help="for chip-hours: h100, v5e, …")
 _PARSER.add_argument("--mfu", type=float, default=0.4, help="assumed for chip-hours")
+_PARSER.add_argument("--topology", help="instead: compile each run for it, as plan does")
 _PARSER.add_argument("--price", type=float, default=0.0, help="of a chip-hour")
 _PARSER.add_argument("overrides", nargs="*", help="after --: --config.a.b=VALUE of every run")
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    cost = table.Cost(arguments.chip, arguments.mfu, arguments.price)
+    predict = _predictor(arguments.topology) if arguments.topology else None
+    cost = table.Cost(arguments.chip, arguments.mfu, arguments.price, predict)
     specs = [
         *grid.allocations(_split(arguments.positions), _split(arguments.ratios)),
         *_split(arguments.allocations),
@@ -56,6 +63,24 @@ def sweep(arguments: argparse.Namespace) -> None:
         failed = bool(work.failed)
     print(table.text(runs, cost))
     sys.exit(1 if failed else 0)
+
+
+def _predictor(name: str) -> Callable[[Config], float]:
+    """Chip-hours of a run on a topology; runs that differ in nothing but the seed share one."""
+    chips, known = topology.parse(name), {}
+
+    def chip_hours(config: Config) -> float:
+        key = dataclasses.replace(config, seed=0, name="")
+        if key not in known:
+            print(f"compiling {config.name} for {chips} …", file=sys.stderr)
+            found = forecast.forecast(config, chips)
+            if not found.fits:
+                remedy = "Ask plan --tune for what fits, and give it after --"
+                raise BadInput("--topology", name, f"{config.name} does not fit", remedy)
+            known[key] = found.chip_hours
+        return known[key]
+
+    return chip_hours
 
 
 def _split(text: str) -> list[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "model.initializer": ("normal", "scaled"),
-    "model.attention": ("auto", "xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn", "splash"),
     "model.remat": ("none", "save", "full"),
     "model.compute_dtype": ("bfloat16", "float32"),
     "optimizer.name": ("adamw",),

@@ -11,10 +11,10 @@ PACKAGE = "ffn_alloc"
 
 # From the ground up. A folder's name stands for every module in it.
 FLOORS = [
-    "errors shapes allocation accounting config validation __init__",
+    "errors shapes allocation accounting chips config validation __init__",
     "model data training.optimizer training.sharding training.metrics training.writers "
     "training.timing training.host training.workdir training.processes training.__init__",
-    "training.state training.step training.checkpoint training.resume",
+    "training.state training.step training.compilation training.checkpoint training.resume",
     "training.loop training.update_log evaluation planning reporting interchange sweeping",
     "cli main prepare plan evaluate report export sweep bench",
 ]
@@ -31,7 +31,10 @@ FORBIDDEN = [
 # what only these may import
 ONLY = {
     "ml_collections": ("cli", "config"),
-    "jax": ("model", "data", "training", "evaluation", "main", "interchange", "evaluate", "export"),
+    "jax": (
+        *("model", "data", "training", "evaluation", "main", "interchange", "evaluate", "export"),
+        "planning.compile_step",
+    ),
     "orbax": ("training.checkpoint", "training.processes"),
     "optax": ("training.optimizer", "training.step"),
     "tensorboardX": ("training.writers",),

@@ -5,6 +5,9 @@ Shapes: B batch, T query and S key positions, N heads, K key/value heads, G = N/
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
 
 from ffn_alloc.config import ModelConfig
 from ffn_alloc.errors import BadInput
@@ -14,14 +17,25 @@ from ffn_alloc.errors import BadInput
 _QUERY_BLOCKS = 4
 _MASKED = -1e30  # finite: a row's own maximum is subtracted before exp
 
+# The name of what attention's forward pass gives to its backward one, for remat policies: the
+# output, and of a fused kernel its statistics. (cuDNN's has no names; its primitive stands for
+# them, see decoder.py. Naming the output too would keep it twice, in two layouts.)
+ATTENTION_RESIDUALS = "attention_residuals"
+_SPLASH_LANES = 128  # T and head_dim are multiples of it
+_SPLASH_BLOCK = 1024  # of queries and of keys; larger ones leave fast memory
+
 
 def choose_kernel(model: ModelConfig, mask_documents: bool, platform: str) -> str:
-    """'xla' or 'cudnn' for a platform ('cpu', 'gpu', 'tpu'); BadInput if it cannot serve."""
+    """'xla', 'cudnn' (GPU) or 'splash' (TPU) for a platform; BadInput if it cannot serve."""
+    problems = {
+        "cudnn": _cudnn_problem(model, mask_documents, platform),
+        "splash": _splash_problem(model, platform),
+    }
     name = model.attention
-    problem = _cudnn_problem(model, mask_documents, platform)
     if name == "auto":
-        return "xla" if problem else "cudnn"
-    if name == "cudnn" and problem:
+        return next((kernel for kernel, problem in problems.items() if not problem), "xla")
+    problem = problems.get(name)
+    if problem:
         raise BadInput("model.attention", name, problem, "Use auto or xla")
     return name
 
@@ -39,7 +53,49 @@ def attend(
         return jax.nn.dot_product_attention(
             q_BTNH, k_BSKH, v_BSKH, is_causal=True, implementation="cudnn"
         )
-    return _attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    if kernel == "splash":
+        return attend_splash(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    y_BTNH = attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    return checkpoint_name(y_BTNH, ATTENTION_RESIDUALS)
+
+
+def attend_splash(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segment_ids_BT: jax.Array | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attend` by the kernel for TPUs; `interpret` runs it, slowly, on any device.
+
+    The compiler cannot split a kernel: under an ambient mesh each device is given its own rows
+    and heads.
+    """
+    B, T, N, H = q_BTNH.shape
+    ids_BT = jnp.zeros((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
+    free = -T % _SPLASH_LANES  # causal: no position sees what is added behind it
+
+    def local(q_BTNH, k_BSKH, v_BSKH, ids_BT):
+        q_BTNH, k_BSKH, v_BSKH = (
+            jnp.pad(x, ((0, 0), (0, free), (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH)
+        )
+        kernel = _splash_kernel(q_BTNH.shape[2], T + free, interpret)
+        ids = None
+        if segment_ids_BT is not None:
+            padded_BT = jnp.pad(ids_BT, ((0, 0), (0, free)))
+            ids = splash_attention.SegmentIds(padded_BT, padded_BT)
+        q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH * H**-0.5, k_BSKH, v_BSKH))
+        y_BNTH = jax.vmap(kernel)(q_BNTH, k_BKSH, v_BKSH, ids)
+        return y_BNTH.swapaxes(1, 2)[:, :T].astype(v_BSKH.dtype)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(q_BTNH, k_BSKH, v_BSKH, ids_BT)
+    rows = PartitionSpec(("data", "fsdp"))
+    heads = PartitionSpec(("data", "fsdp"), None, "tensor", None)
+    split = jax.shard_map(
+        local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )
+    return split(q_BTNH, k_BSKH, v_BSKH, ids_BT)
 
 
 def attend_cached(
@@ -69,7 +125,42 @@ def _cudnn_problem(model: ModelConfig, mask_documents: bool, platform: str) -> s
     return None
 
 
-def _attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
+def _splash_problem(model: ModelConfig, platform: str) -> str | None:
+    """Why the fused attention for TPUs cannot be used, or None."""
+    if platform != "tpu":
+        return f"runs on TPUs, and the platform is {platform}"
+    if model.compute_dtype != "bfloat16":
+        return f"needs bfloat16, and model.compute_dtype is {model.compute_dtype}"
+    if model.head_dim % _SPLASH_LANES:
+        return f"needs head_dim of a multiple of {_SPLASH_LANES}, not {model.head_dim}"
+    return None
+
+
+def _splash_kernel(heads: int, length: int, interpret: bool):
+    """Causal attention [N, T, H] of one row; one kernel backward."""
+    block = max(
+        size for size in range(_SPLASH_LANES, _SPLASH_BLOCK + 1, _SPLASH_LANES) if not length % size
+    )
+    sizes = splash_attention.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
+    return splash_attention.make_splash_mha(
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=ATTENTION_RESIDUALS,
+        interpret=interpret,
+    )
+
+
+def attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
+    """`attend` in plain operations: the reference, and the kernel of CPUs."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)

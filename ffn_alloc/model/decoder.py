@@ -76,8 +76,9 @@ def forward(
     unroll: int = 1,
     positions_BT: jax.Array | None = None,
     segment_ids_BT: jax.Array | None = None,
+    logits_dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Logits [B, T, V], float32.
+    """Logits [B, T, V].
 
     `kernel` is `attention.choose_kernel`'s answer. `unroll` layers are laid out one after the
     other in each iteration of a group's scan (num_layers: no loop is left). `positions_BT`
@@ -92,7 +93,7 @@ def forward(
         positions_BT=positions_BT,
         segment_ids_BT=segment_ids_BT,
     )
-    return unembed(params, x_BTD, model)
+    return unembed(params, x_BTD, model, logits_dtype)
 
 
 def hidden_states(
@@ -158,15 +159,17 @@ def run_layers(
     return nnx.merge(final_norm, params["final_norm"])(x_BTD), out
 
 
-def unembed(params: Params, x_BTD: jax.Array, model: ModelConfig) -> jax.Array:
-    """Logits [B, T, V], float32, of `hidden_states`."""
+def unembed(
+    params: Params, x_BTD: jax.Array, model: ModelConfig, logits_dtype: Any = jnp.float32
+) -> jax.Array:
+    """Logits [B, T, V] of `hidden_states`; sums are float32 whatever they are rounded to."""
     tied = model.tie_embeddings
     kernel_DV = params["embedding"]["table"].T if tied else params["unembedding"]["kernel"]
     return jnp.einsum(
         "BTD,DV->BTV",
         x_BTD,
         kernel_DV.astype(x_BTD.dtype),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=logits_dtype,
     )
 
 
@@ -218,7 +221,7 @@ def _remat(layer: Any, policy: str, in_loop: bool) -> Any:
     policies = jax.checkpoint_policies
     saves = policies.save_from_both_policies(
         policies.save_only_these_names(*SAVED_NAMES),
-        # Fused kernels also return softmax statistics, which have no name: without them
+        # cuDNN's kernel also returns softmax statistics, which have no name: without them
         # backward would run the forward kernel again.
         lambda primitive, *_, **__: "dot_product_attention" in primitive.name,
     )

@@ -14,12 +14,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from ffn_alloc.config import ModelConfig
-from ffn_alloc.model.attention import attend
+from ffn_alloc.model.attention import ATTENTION_RESIDUALS, attend
 
 _NORMAL_STD = 0.02
 
 # What the remat policy `save` keeps; the rest of a layer is cheap to compute again.
-SAVED_NAMES = ("query", "key", "value", "attended", "residual", "gate", "up")
+SAVED_NAMES = ("query", "key", "value", ATTENTION_RESIDUALS, "residual", "gate", "up")
 
 # (q_BTNH, k_BSKH, v_BSKH) -> (attended values [B, T, N, H], anything to keep, such as a cache).
 AttendHeads = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -78,8 +78,7 @@ class Attention(nnx.Module):
         k_BSKH = checkpoint_name(rotate(heads(self.key), rotary), "key")
         v_BSKH = checkpoint_name(heads(self.value), "value")
         y_BTNH, kept = attend_heads(q_BTNH, k_BSKH, v_BSKH)
-        y_BTE = checkpoint_name(y_BTNH.reshape(*x_BTD.shape[:2], -1), "attended")
-        return project(y_BTE, self.out), kept
+        return project(y_BTNH.reshape(*x_BTD.shape[:2], -1), self.out), kept
 
 
 class SwiGLU(nnx.Module):

@@ -1,38 +1,48 @@
 """What a sweep would run, and how far it is, for the terminal."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ffn_alloc.accounting import count_parameters, training_flops
+from ffn_alloc.chips import BY_NAME, Chip, chip_of
+from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.sweeping.states import DONE, state_of
-from ffn_alloc.training.timing import peak_flops
 
 _HEADER = ("run", "parameters", "tokens", "chip-hours", "state")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run on `chip` (as jax names the device) at an assumed `mfu`; `price` of a chip-hour."""
+    """Of a run on `chip` (h100, v5e, or as jax names the device) at an assumed `mfu`, or by
+    `predict` in chip-hours; `price` of a chip-hour."""
 
     chip: str
     mfu: float
     price: float
+    predict: Callable[[Config], float] | None = None
 
     def __post_init__(self) -> None:
-        if peak_flops(self.chip) is None:
-            remedy = "Give the device_kind that jax has for it, or H100, say"
+        if self._chip is None:
+            remedy = f"Give one of {', '.join(BY_NAME)}, or jax's device_kind"
             raise BadInput("--chip", self.chip, "has no known peak", remedy)
         if not 0 < self.mfu <= 1:
             raise BadInput("--mfu", self.mfu, "is not in (0, 1]", "Give 0.4, say")
 
     def chip_hours(self, run: Run) -> float:
-        """Model FLOPs (causal) over `mfu` times the chip's peak."""
+        """The prediction, or model FLOPs (causal) over `mfu` times the chip's peak."""
+        if self.predict:
+            return self.predict(run.config)
+        assert self._chip
         model, length = run.config.model, run.config.data.sequence_length
         flops = _tokens(run) * training_flops(model, length).causal
-        return flops / (peak_flops(self.chip) or math.inf) / self.mfu / 3600
+        peak = self._chip.peak_flops * self._chip.per_chip
+        return flops / peak / self.mfu / 3600
+
+    @property
+    def _chip(self) -> Chip | None:
+        return BY_NAME.get(self.chip) or chip_of(self.chip)
 
 
 def text(runs: Sequence[Run], cost: Cost) -> str:

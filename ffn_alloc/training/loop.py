@@ -22,11 +22,12 @@ from jax.sharding import Mesh
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
 from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.compilation import compile_train_step
 from ffn_alloc.training.host import StopRequest
 from ffn_alloc.training.processes import is_first, wait_for_all
-from ffn_alloc.training.sharding import batch_sharding, replicated, shardings
-from ffn_alloc.training.state import TrainState, abstract_state
-from ffn_alloc.training.step import make_train_step, put_batch
+from ffn_alloc.training.sharding import batch_sharding
+from ffn_alloc.training.state import TrainState
+from ffn_alloc.training.step import put_batch
 from ffn_alloc.training.update_log import UpdateLog, due
 from ffn_alloc.training.writers import MetricsWriter, NoWriter, Terminal
 
@@ -92,15 +93,7 @@ def _writer(workdir: Path, first_step: int) -> MetricsWriter | NoWriter:
 
 
 def _compile(config: Config, mesh: Mesh, batch: Any, terminal: Terminal) -> Callable[..., Any]:
-    """The update, compiled for the abstract state: a resumed run compiles the same program."""
     terminal.message("compiling the training step …")
-    platform = mesh.devices.flat[0].platform
-    abstract = abstract_state(config, mesh)
-    update = jax.jit(
-        make_train_step(config, platform),
-        donate_argnums=0,
-        out_shardings=(shardings(abstract, mesh), replicated(mesh)),
-    )
-    compiled = update.lower(abstract, batch).compile()
+    compiled = compile_train_step(config, mesh, batch)
     wait_for_all("compiled")  # the first step's collectives wait for half a minute only
     return compiled

@@ -83,7 +83,9 @@ def layers_per_iteration(config: Config, platform: str) -> int:
     return config.model.num_layers if unroll == "all" else int(unroll)
 
 
-def make_nll(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
+def make_nll(
+    config: Config, platform: str, logits_dtype: Any = jnp.float32
+) -> Callable[[Any, Batch], Any]:
     """(params, batch) -> (nll, log of the partition function), [B, T] in nats: the forward pass
     of training and evaluation, with the config's kernel and layout."""
     kernel = choose_kernel(config.model, config.data.mask_documents, platform)
@@ -98,6 +100,7 @@ def make_nll(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
             unroll=unroll,
             positions_BT=batch.get("positions"),
             segment_ids_BT=batch.get("segment_ids"),
+            logits_dtype=logits_dtype,
         )
         return token_nll(logits_BTV, batch["targets"])
 
@@ -105,7 +108,9 @@ def make_nll(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
 
 
 def _make_loss_sums(config: Config, platform: str) -> Callable[[Any, Batch], Any]:
-    token_losses = make_nll(config, platform)
+    # In the compute dtype: float32 logits would make both products of their gradient float32
+    # ones, twice as slow and more, and are the largest array of a step.
+    token_losses = make_nll(config, platform, config.model.compute_dtype)
 
     def loss_sums(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         nll_BT, log_z_BT = token_losses(params, batch)

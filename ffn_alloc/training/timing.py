@@ -5,34 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ffn_alloc.accounting import training_flops
+from ffn_alloc.chips import chip_of
 from ffn_alloc.config import Config
-
-# Dense bf16 matrix products, FLOP/s a device, by jax's device_kind (TPU) or a word of it (GPU).
-# Sources: NVIDIA data sheets of the A100, H100 and H200 (SXM), Google Cloud TPU documentation
-# per chip.
-_PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100": 989.4e12,
-    "H200": 989.4e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-}
-_OTHER_VARIANTS = {"PCIe", "NVL", "MIG"}  # slower cards of the same name, and parts of a card
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak bf16 FLOP/s of a device, None where we do not know it (a CPU, a new chip, a slice)."""
-    if device_kind.startswith("TPU"):
-        return _PEAK_FLOPS.get(device_kind)
-    words = device_kind.replace("-", " ").split()
-    known = [_PEAK_FLOPS[word] for word in words if word in _PEAK_FLOPS]
-    return known[0] if known and not _OTHER_VARIANTS & set(words) else None
 
 
 class Clock:
@@ -41,8 +15,8 @@ class Clock:
     def __init__(self, config: Config, device_kind: str, num_devices: int):
         self._config = config
         self._flops = training_flops(config.model, config.data.sequence_length)
-        peak = peak_flops(device_kind)
-        self._peak = peak * num_devices if peak else None
+        chip = chip_of(device_kind)
+        self._peak = chip.peak_flops * num_devices if chip else None
         self.restart()
 
     def step_done(self) -> None:

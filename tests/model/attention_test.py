@@ -4,11 +4,12 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.model.attention import attend, choose_kernel
+from ffn_alloc.model.attention import attend, attend_splash, choose_kernel
 from tests.helpers import quick_jit, tiny_model
 from tests.model import numpy_llama
 
@@ -82,3 +83,48 @@ def test_cudnn_refuses_segment_ids_itself():
     q_BTNH = jax.numpy.zeros((1, 4, 1, 8), jax.numpy.bfloat16)
     with pytest.raises(AssertionError, match="documents"):
         attend(q_BTNH, q_BTNH, q_BTNH, np.zeros((1, 4), np.int32), "cudnn")
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_splash_equals_the_reference(documents):
+    """The kernel for TPUs, interpreted; 100 positions are padded to 128."""
+    B, T, N, K, H = 1, 100, 2, 1, 128
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, cotangent = (
+        jax.random.normal(key, (B, T, heads, H))
+        for key, heads in zip(keys, (N, K, K, N), strict=True)
+    )
+    ids_BT = 1 + jnp.arange(T)[None] // 40 if documents else None
+    reference = partial(attend, kernel="xla")
+    results = []
+    for kernel in (partial(attend_splash, interpret=True), reference):
+        y, pull = jax.vjp(lambda q, k, v, kernel=kernel: kernel(q, k, v, ids_BT), q, k, v)
+        results.append((y, *pull(cotangent)))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+SPLASH_MODEL = dataclasses.replace(
+    tiny_model(attention="splash"), compute_dtype="bfloat16", head_dim=128
+)
+
+
+def test_kernels_on_a_tpu():
+    for wanted in ("auto", "splash"):
+        model = dataclasses.replace(SPLASH_MODEL, attention=wanted)
+        assert choose_kernel(model, True, "tpu") == "splash"
+    small = dataclasses.replace(SPLASH_MODEL, attention="auto", head_dim=64)
+    assert choose_kernel(small, False, "tpu") == "xla"
+
+
+@pytest.mark.parametrize(
+    "change, platform, words",
+    [
+        (dict(), "gpu", "the platform is gpu"),
+        (dict(compute_dtype="float32"), "tpu", "model.compute_dtype is float32"),
+        (dict(head_dim=64), "tpu", "multiple of 128, not 64"),
+    ],
+)
+def test_splash_is_refused_where_it_cannot_serve(change, platform, words):
+    with pytest.raises(BadInput, match=words):
+        choose_kernel(dataclasses.replace(SPLASH_MODEL, **change), False, platform)

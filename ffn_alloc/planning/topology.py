@@ -1,0 +1,74 @@
+"""Which chips a plan is for: `v5e:4x4`, `v5p:2x2x4`, `h100:8`, and how many slices of them."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from ffn_alloc.chips import BY_NAME, Chip
+from ffn_alloc.errors import BadInput
+
+_REMEDY = "Give v5e:4x4, v5p:2x2x4, v6e:8x8, v4:2x2x4, tpu7x:2x2x1, or h100:8, h200:8, a100:8"
+_GPUS_OF_A_NODE = 8
+
+
+@dataclass(frozen=True)
+class Topology:
+    """`sizes`: a TPU slice's chips along each axis, or the number of GPUs."""
+
+    chip: Chip
+    sizes: tuple[int, ...]
+    slices: int
+
+    def __str__(self) -> str:
+        slices = f" x {self.slices} slices" if self.slices > 1 else ""
+        return f"{self.chip.name}:{'x'.join(map(str, self.sizes))}{slices}"
+
+    @property
+    def devices(self) -> int:
+        """Of jax, in all slices."""
+        return self.chips * self.chip.per_chip
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.sizes) * self.slices
+
+    @property
+    def devices_per_slice(self) -> int:
+        return self.devices // self.slices
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes/s into one device from the others of its slice, all axes together.
+
+        An axis of a TPU slice is a ring, fed from both sides, where it has the length that
+        closes it (16 chips in v5e and v6e, 4 in the others).
+        """
+        if self.chip.platform == "gpu":
+            # Of several nodes each GPU has its own network card.
+            return self.chip.link_bandwidth if self.fits_a_node else self.chip.network_bandwidth
+        ring = 16 if self.chip.torus_axes == 2 else 4
+        directions = sum(2 if size >= ring else 1 for size in self.sizes if size > 1)
+        return max(directions, 1) * self.chip.link_bandwidth
+
+    @property
+    def fits_a_node(self) -> bool:
+        return self.devices <= _GPUS_OF_A_NODE
+
+
+def parse(text: str, slices: int = 1) -> Topology:
+    """The topology that `text` names; BadInput if there is none such."""
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
+    chip = BY_NAME.get(match[1]) if match else None
+    if match is None or chip is None:
+        raise BadInput("--topology", text, "unknown", _REMEDY)
+    sizes = tuple(int(size) for size in match[2].split("x"))
+    axes = chip.torus_axes or 1
+    if len(sizes) != axes or 0 in sizes:
+        raise BadInput("--topology", text, f"{chip.name} takes {axes} size(s)", _REMEDY)
+    if slices < 1 or (slices > 1 and chip.platform == "gpu"):
+        problem = "needs to be 1 for GPUs, and positive"
+        raise BadInput("--slices", slices, problem, "Name all GPUs in the topology: h100:16")
+    topology = Topology(chip, sizes, slices)
+    if chip.platform == "gpu" and not topology.fits_a_node and topology.devices % _GPUS_OF_A_NODE:
+        raise BadInput("--topology", text, "is no number of whole nodes", "Give multiples of 8")
+    return topology

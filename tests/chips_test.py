@@ -1,0 +1,34 @@
+"""Chips by the names that jax has for them."""
+
+import pytest
+
+from ffn_alloc.chips import chip_of
+
+
+@pytest.mark.parametrize(
+    "kind, peak",
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5e", 197e12),
+        ("TPU v5", 459e12),  # what jax calls v5p
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU v6e", 918e12),
+        ("TPU7x", 1153.5e12),  # half a chip
+        # None is claimed for what we do not know.
+        ("cpu", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("TPU v4 lite", None),
+        ("TPU v7", None),
+    ],
+)
+def test_peaks(kind, peak):
+    assert (chip.peak_flops if (chip := chip_of(kind)) else None) == peak

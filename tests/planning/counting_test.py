@@ -1,0 +1,127 @@
+"""What is read from programs, against programs whose work is known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ffn_alloc.planning import counting, hlo
+from ffn_alloc.planning.collectives import collectives, groups_of
+
+
+def compiled(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def matmul_flops(program):
+    return counting.flops(counting.kernels(program), "matmul")
+
+
+def test_a_product():
+    assert matmul_flops(compiled(lambda a, b: a @ b, (32, 48), (48, 80))) == 2 * 32 * 48 * 80
+
+
+def test_a_batch_of_products():
+    program = compiled(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (5, 16, 24), (5, 24, 8))
+    assert matmul_flops(program) == 2 * 5 * 16 * 24 * 8
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def function(x, weights):
+        def outer(x, w):
+            inner = jax.lax.scan(lambda y, _: (jnp.tanh(y @ w), None), x, length=3)
+            return inner[0], None
+
+        return jax.lax.scan(outer, x, weights)[0]
+
+    program = compiled(function, (16, 64), (7, 64, 64))
+    assert matmul_flops(program) == 7 * 3 * 2 * 16 * 64 * 64
+
+
+# As TPU's compiler writes them. 1: x[256,512] @ w[512,128]; 2: four products [8,16] @ [16,32]
+# as one dilated convolution over the batch.
+CONVOLUTIONS = """
+ENTRY %main (a: bf16[256,512], b: bf16[512,128]) -> bf16[256,128] {
+  %a = bf16[256,512]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[512,128]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %c = bf16[8,4,16]{2,1,0} parameter(2)
+  %d = bf16[32,4,16]{2,1,0} parameter(3)
+  %batch = bf16[8,4,32]{2,1,0} convolution(%c, %d), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=b0f_o0i->b0f
+  ROOT %one = bf16[256,128]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+}
+"""  # noqa: E501
+
+
+def test_convolutions():
+    found = {kernel.name: kernel for kernel in counting.kernels(hlo.parse(CONVOLUTIONS))}
+    assert found["one"].flops == 2 * 256 * 512 * 128
+    assert found["one"].contraction == 512
+    assert found["batch"].flops == 2 * 4 * 8 * 16 * 32
+    # b lies in fast memory: only a is read and the result written.
+    assert found["one"].bytes == 2 * (256 * 512 + 256 * 128)
+
+
+ATTENTION = """
+ENTRY %main (q: bf16[2,64,3,16]) -> bf16[2,3,64,16] {
+  %q = bf16[2,64,3,16]{3,2,1,0} parameter(0)
+  %k = bf16[2,64,3,16]{3,2,1,0} parameter(1)
+  %f = (bf16[2,3,64,16]{3,1,2,0}, f32[2,3,64]{2,1,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmax", metadata={op_name="a"}
+  ROOT %b = (bf16[2,3,64,16]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmaxBackward", metadata={op_name="b"}
+}
+"""  # noqa: E501
+
+
+def test_fused_attention_by_its_shapes():
+    found = counting.kernels(hlo.parse(ATTENTION))
+    forward = 4 * 2 * 3 * 64 * 64 * 16 // 2
+    assert counting.flops(found, "attention_forward") == forward
+    assert counting.flops(found, "attention_backward") == 2 * forward
+
+
+def test_a_kernel_that_is_not_known_is_an_error():
+    text = ATTENTION.replace("__cudnn$fmhaSoftmaxBackward", "tpu_custom_call")
+    with pytest.raises(ValueError, match="tpu_custom_call"):
+        counting.kernels(hlo.parse(text))
+
+
+COLLECTIVES = """
+%fused (p: f32[64,8]) -> f32[16,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %sum = f32[64,8]{1,0} all-reduce(%p), channel_id=3, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  ROOT %part = f32[16,8]{1,0} dynamic-slice(%sum, %i, %i), dynamic_slice_sizes={16,8}
+}
+
+ENTRY %main (a: bf16[16,8]) -> bf16[64,8] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  %g = f32[64,8]{1,0} parameter(1)
+  %scatter = f32[16,8]{1,0} fusion(%g), kind=kCustom, calls=%fused
+  %reduce = f32[64,8]{1,0} all-reduce(%g), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %gather = bf16[64,8]{1,0} all-gather(%a), channel_id=1, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+}
+"""  # noqa: E501
+
+
+def test_collectives_by_bytes():
+    found = {c.kind: c for c in collectives(hlo.parse(COLLECTIVES), devices_per_slice=4)}
+    assert found["all-gather"].moved == 64 * 8 * 2 * 3 // 4
+    assert found["all-reduce"].moved == 2 * 64 * 8 * 4 * 3 // 4
+    assert found["reduce-scatter"].moved == 64 * 8 * 4 * 3 // 4
+    assert not found["all-gather"].crosses
+    assert found["reduce-scatter"].crosses  # its groups are 0, 2, 4, 6 and 1, 3, 5, 7
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("replica_groups={{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=3] {'a'}", [[0, 3], [1, 4], [2, 5]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+        ("to_apply=%add", []),
+    ],
+)
+def test_groups(text, groups):
+    assert groups_of(text) == groups

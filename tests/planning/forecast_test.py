@@ -1,0 +1,179 @@
+"""Topologies, rates and the prediction, by hand; and, with the extras, real programs."""
+
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+
+from ffn_alloc.errors import BadInput
+from ffn_alloc.planning import roofline, topology
+from ffn_alloc.planning.collectives import Collective
+from ffn_alloc.planning.counting import Kernel
+from ffn_alloc.planning.forecast import forecast, summary
+from ffn_alloc.planning.matrix_flops import matrix_flops
+from tests.helpers import tiny_config
+
+
+@pytest.mark.parametrize(
+    "text, slices, chips, devices",
+    [
+        ("v5e:4x4", 1, 16, 16),
+        ("v5p:2x2x4", 2, 32, 32),
+        ("tpu7x:2x2x1", 1, 4, 8),
+        ("h100:8", 1, 8, 8),
+    ],
+)
+def test_sizes(text, slices, chips, devices):
+    found = topology.parse(text, slices)
+    assert (found.chips, found.devices) == (chips, devices)
+
+
+@pytest.mark.parametrize(
+    "text, slices, field",
+    [
+        ("v9:4x4", 1, "--topology"),
+        ("h100", 1, "--topology"),
+        ("v5e:4", 1, "--topology"),
+        ("v5e:4x4x4", 1, "--topology"),
+        ("v5e:0x4", 1, "--topology"),
+        ("h100:12", 1, "--topology"),
+        ("h100:8", 2, "--slices"),
+        ("v5e:4x4", 0, "--slices"),
+    ],
+)
+def test_what_there_is_not(text, slices, field):
+    with pytest.raises(BadInput) as caught:
+        topology.parse(text, slices)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "text, bandwidth",
+    [
+        ("v5e:4x4", 2 * 4.5e10),  # two axes, no ring
+        ("v5e:16x16", 4 * 4.5e10),  # two rings
+        ("v5p:2x2x4", 4 * 9e10),  # the axis of 4 is a ring
+        ("h100:8", 4.5e11),
+        ("h100:16", 5e10),  # over the network
+    ],
+)
+def test_link_bandwidth(text, bandwidth):
+    assert topology.parse(text).link_bandwidth == bandwidth
+
+
+RATES = roofline.Rates(1e12, 100, 5e11, 4e11, 1e9, 0.5, 1e-3)
+
+
+def kernel(kind, times=1, flops=0, moved=0, length=0, dtypes=()):
+    return Kernel("k", kind, times, flops, moved, length, dtypes)
+
+
+def test_a_prediction_by_hand():
+    kernels = [
+        kernel("matmul", 2, 10**12, 0, 300, ("bf16",)),  # 3/4 of the rate: 4/3 s each
+        kernel("matmul", 1, 10**6, 4 * 10**9, 300, ("bf16",)),  # memory-bound: 4 s
+        kernel("attention_forward", 1, 10**12),  # 2 s
+        kernel("attention_backward", 1, 10**12),  # 2.5 s
+        kernel("memory", 3, 0, 10**9),  # 1 s each
+        kernel("memory", 10, 0, 10),  # the shortest kernel
+        kernel("copy", 1, 0, 5 * 10**9),
+    ]
+    moves = [
+        Collective("all-gather", 2, 9 * 10**10, False, False),
+        Collective("all-reduce", 1, 45 * 10**9, False, True),
+    ]
+    found = roofline.predict(kernels, moves, topology.parse("v5e:4x4"), RATES)
+    assert found.matmul == pytest.approx(2 * 4 / 3 + 4)
+    assert found.attention == pytest.approx(4.5)
+    assert found.memory == pytest.approx(3.01)
+    assert found.copies == pytest.approx(5)
+    assert found.collectives == pytest.approx(2 * 9e10 / (9e10 * 0.5))
+    assert found.blocking == pytest.approx(1)
+    assert found.step == pytest.approx(8 / 3 + 4 + 4.5 + 3.01 + 1)
+
+
+def test_calibration_replaces_rates_and_refuses_others(tmp_path):
+    chip = topology.parse("h100:1").chip
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"matmul_flops": 7e14}))
+    assert roofline.rates(chip, path) == dataclasses.replace(
+        roofline.rates(chip), matmul_flops=7e14
+    )
+    for wrong in ('{"speed": 1}', '{"matmul_flops": "fast"}', "{", '["a"]'):
+        path.write_text(wrong)
+        with pytest.raises(BadInput):
+            roofline.rates(chip, path)
+
+
+def test_ledger_by_hand():
+    """One layer, d_model 8, one head of 8, FFN 16, vocabulary 32, 4 tokens in a row."""
+    config = tiny_config(
+        "uniform",
+        **{
+            "model.num_layers": 1, "model.d_model": 8, "model.num_heads": 1,
+            "model.num_kv_heads": 1, "model.head_dim": 8, "model.d_ff": 16, "model.ffn_tile": 16,
+            "model.vocab_size": 32, "data.sequence_length": 4, "train.global_batch_size": 2,
+        },
+    )  # fmt: skip
+    tokens, projection, ffn, head, scores = 8, 2 * 8 * 8, 2 * 8 * 16, 2 * 8 * 32, 4 * 8 * 4
+    model = 3 * (4 * projection + 3 * ffn + head)
+    again = {
+        ("none", "xla"): 0,
+        ("save", "xla"): scores * 5 / 8,
+        ("save", "cudnn"): 0,
+        ("full", "xla"): 4 * projection + 2 * ffn + scores * 5 / 8,
+        ("full", "splash"): 4 * projection + 2 * ffn + scores / 2,
+    }
+    for (remat, attention), more in again.items():
+        this = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+        seen = 3 * scores * (5 / 8 if attention == "xla" else 1 / 2)
+        assert matrix_flops(this, attention, 2) == tokens * (model + seen + more) / 2
+
+
+def program_of(platform, **changes):
+    """Tiny, but with heads and widths that the fused kernels take."""
+    config = tiny_config(
+        "middle:0.5",
+        **{
+            "model.num_layers": 4, "model.d_model": 256, "model.num_heads": 2,
+            "model.num_kv_heads": 2, "model.head_dim": 128, "model.d_ff": 512,
+            "model.ffn_tile": 128, "model.compute_dtype": "bfloat16",
+            "data.sequence_length": 256, "train.global_batch_size": 8,
+            "mesh.fsdp": -1, "mesh.data": 1, **changes,
+        },
+    )  # fmt: skip
+    return summary(forecast(config, topology.parse(platform)))
+
+
+def needs(module):
+    there = importlib.util.find_spec(module.split(".")[0]) is not None
+    return pytest.mark.skipif(not there, reason=f"extra with {module} is absent")
+
+
+@pytest.mark.parametrize(
+    "platform",
+    [
+        pytest.param("h100:1", marks=needs("jax_cuda12_plugin")),
+        pytest.param("v5e:2x2", marks=needs("libtpu")),
+    ],
+)
+@pytest.mark.parametrize("remat", ["save", "full"])
+def test_programs_for_chips_agree_with_the_ledger(platform, remat):
+    values = program_of(platform, **{"model.remat": remat, "train.microbatch_size": 4})
+    assert values["fits"]
+    assert values["matrix_flops_program"] == values["matrix_flops_ledger"]
+    assert values["matmul_dtypes"] == ["bf16"] or platform != "h100:1"
+    assert values["attention_kernels"] == 4 * 2 * (2 if remat == "save" else 3)
+    assert values["aliased_bytes"] / values["state_bytes"] == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "module, platform", [("libtpu", "v5e:2x2"), ("jax_cuda12_plugin", "h100:1")]
+)
+def test_a_missing_extra_is_named(module, platform):
+    if importlib.util.find_spec(module):
+        pytest.skip(f"{module} is here")
+    with pytest.raises(BadInput, match=module) as caught:
+        program_of(platform)
+    assert "pip install" in caught.value.remedy
