@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import os
 import signal
 import subprocess
@@ -133,7 +134,8 @@ def test_a_shard_of_changed_files_is_done_again(jsonl, tmp_path: Path, many_unit
     (folder / "unfinished").mkdir()
     storage.write_json(folder / "unfinished" / "plan.json", plan)
     for i, (unit, shard) in enumerate(zip(units.train, old.train.shards, strict=True)):
-        record = {"unit": unit.digest, "shard": dataclasses.asdict(shard)}
+        file = hashlib.sha256((folder / shard.name).read_bytes()).hexdigest()
+        record = {"unit": unit.digest, "file": file, "shard": dataclasses.asdict(shard)}
         storage.write_json(folder / "unfinished" / f"train-{i:05}.array_record.json", record)
     jsonl([text.replace("250", "999") for text in _TEXTS])
     found = _prepare(config)
