@@ -58,7 +58,11 @@ def _shard_maker(config: Config) -> preparation.ShardMaker | None:
     except ModuleNotFoundError as error:
         problem = f"the package apache-beam is not installed ({error})"
         raise BadInput("--runner", runner, problem, 'Run: pip install "ffn_alloc[beam]"') from error
-    return beam_runner.shard_maker(runner, shlex.split(options), config)
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise BadInput("--beam_options", options, str(error), "Close the quotation") from error
+    return beam_runner.shard_maker(runner, words, config)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """Makes the shards on Apache Beam, each as one element of a pipeline (extra `beam`)."""
 
 import contextlib
+import importlib
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import (
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
 
 from ffn_alloc.config import Config
 from ffn_alloc.data.manifest import Shard
@@ -28,31 +34,36 @@ def shard_maker(
     BadInput if the runner lacks a package or an option, an option is not known, or the paths of
     `config` cannot mean the same on other machines.
     """
+    chosen = _options(runner, options)
     if runner != "DirectRunner":
         _check_shared(config)
-    chosen = _options(runner, options)
+    if runner == "DataflowRunner":
+        _check_dataflow(config, chosen)
     try:
-        beam.runners.runner.create_runner(runner)
         beam.Pipeline(options=chosen)  # checks what the runner requires; nothing starts
-    except ImportError as error:
-        remedy = 'For Dataflow run: pip install "apache-beam[gcp]"'
-        raise BadInput("--runner", runner, str(error), remedy) from error
     except ValueError as error:
+        problem = " ".join(str(error).split()).rstrip(".")
         remedy = f'Give it as {_OPTIONS}="--name=value ..."'
-        raise BadInput("--runner", runner, " ".join(str(error).split()), remedy) from error
+        raise BadInput("--runner", runner, problem, remedy) from error
     return lambda tasks: _make(chosen, tasks)
 
 
 def _make(options: PipelineOptions, tasks: Sequence[ShardTask]) -> Iterator[Shard]:
+    # Beam would print the traceback of what becomes one message here.
+    logging.getLogger("apache_beam.runners.common").addFilter(_is_no_bad_input)
     try:
         with beam.Pipeline(options=options) as pipeline:
             # Create spreads its elements over all workers.
             pipeline | beam.Create(tasks) | "make shard" >> beam.Map(_make_on_worker)
     except Exception as error:  # each runner has its own, around the text of the worker's
-        found = _BAD_INPUT.search(str(error))
-        if not found:
-            raise
-        raise BadInput(*json.loads(found[1])) from error
+        if found := _BAD_INPUT.search(str(error)):
+            raise BadInput(*json.loads(found[1])) from error
+        if "job server" in str(error):
+            runner = options.view_as(StandardOptions).runner
+            problem = f"cannot start its job server ({error})"
+            remedy = f'Name one that runs: {_OPTIONS}="--job_endpoint=HOST:PORT ..."'
+            raise BadInput("--runner", runner, problem, remedy) from error
+        raise
     for task in tasks:
         if (shard := recorded(task)) is None:
             problem = f"{task.name} is not there, though the workers have finished it"
@@ -66,6 +77,10 @@ def _make_on_worker(task: ShardTask) -> None:
     except BadInput as error:
         fields = json.dumps([error.field, str(error.value), error.problem, error.remedy])
         raise RuntimeError(f"<bad input {fields} bad input>") from error
+
+
+def _is_no_bad_input(record: logging.LogRecord) -> bool:
+    return not _BAD_INPUT.search(record.getMessage())
 
 
 def _options(runner: str, options: Sequence[str]) -> PipelineOptions:
@@ -108,5 +123,18 @@ def _check_shared(config: Config) -> None:
             problem = "lies in a folder of this machine by default, which workers elsewhere lack"
             raise BadInput(field, path, problem, _SHARED)
         if not Path(path).is_absolute():
-            problem = "is not absolute, so that workers elsewhere cannot find it"
+            problem = "is no absolute path, so that workers elsewhere cannot find it"
             raise BadInput(field, path, problem, _SHARED)
+
+
+def _check_dataflow(config: Config, options: PipelineOptions) -> None:
+    try:
+        importlib.import_module("apache_beam.runners.dataflow.internal.apiclient")
+    except ImportError as error:
+        problem, remedy = f"needs more ({error})", 'Run: pip install "apache-beam[gcp]"'
+        raise BadInput("--runner", "DataflowRunner", problem, remedy) from error
+    if not options.view_as(WorkerOptions).sdk_container_image:
+        where = config.data.prepared_dir
+        problem = f"has workers that do not see {where} unless their container mounts it"
+        remedy = f'Name such an image: {_OPTIONS}="--sdk_container_image=IMAGE ..."'
+        raise BadInput("--runner", "DataflowRunner", problem, remedy)

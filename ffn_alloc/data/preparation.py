@@ -72,6 +72,9 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
     the next: finished shards stay. BadInput if the input cannot be used or the folder holds
     something else, of which nothing is touched then, or if the disk is full.
     """
+    if "://" in config.data.prepared_dir:
+        remedy = "Prepare into a folder, then copy that to the bucket; or mount the bucket"
+        raise BadInput("data.prepared_dir", config.data.prepared_dir, "is no folder", remedy)
     directory, plan = prepared_dir(config), _plan(config)
     num_workers = num_workers or workers.available_cores()
     run = run or functools.partial(_in_processes, num_workers=num_workers)
