@@ -128,6 +128,7 @@ def _check_shared(config: Config) -> None:
 
 
 def _check_dataflow(config: Config, options: PipelineOptions) -> None:
+    """BadInput without Beam's packages for Google Cloud, a container image, or credentials."""
     try:
         importlib.import_module("apache_beam.runners.dataflow.internal.apiclient")
     except ImportError as error:
@@ -138,3 +139,9 @@ def _check_dataflow(config: Config, options: PipelineOptions) -> None:
         problem = f"has workers that do not see {where} unless their container mounts it"
         remedy = f'Name such an image: {_OPTIONS}="--sdk_container_image=IMAGE ..."'
         raise BadInput("--runner", "DataflowRunner", problem, remedy)
+    auth = importlib.import_module("google.auth")
+    try:
+        auth.default()
+    except auth.exceptions.DefaultCredentialsError as error:  # Beam would go on without any
+        problem, remedy = str(error).rstrip("."), "Run: gcloud auth application-default login"
+        raise BadInput("--runner", "DataflowRunner", problem, remedy) from error
