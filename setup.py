@@ -10,6 +10,8 @@ EXTRAS = {
     "eval": ["lm_eval>=0.4.13,<0.5", "matplotlib>=3.9"],
     # Hugging Face formats; with torch and transformers there, `export` also compares logits.
     "export": ["safetensors>=0.5"],
+    # `prepare --runner=...`; further runners need more, such as apache-beam[gcp].
+    "beam": ["apache-beam>=2.77"],
     # Live comparison with the reference implementation (the suite has recorded values too).
     "parity": ["torch>=2.6", "transformers>=5", "accelerate>=1"],
     # The openly licensed 32k tokenizer of the full-size configurations.

@@ -39,6 +39,7 @@ ONLY = {
     "optax": ("training.optimizer", "training.step"),
     "tensorboardX": ("training.writers",),
     "lm_eval": ("evaluation",),
+    "apache_beam": ("data.beam_runner",),
     "matplotlib": ("reporting",),
     "safetensors": ("interchange",),
     # only to compare logits, where they are installed, and in what transformers itself loads

@@ -5,6 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
+
+from ffn_alloc import data, prepare
+from ffn_alloc.errors import BadInput
+from tests.helpers import tiny_config
+
 _ROOT = Path(__file__).parent.parent
 
 
@@ -34,7 +42,26 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path: Path):
         ([config, "--config.data.source=jsonl:/nowhere/*.jsonl"], "no file matches"),
         ([config, "--config.data.tokenizer=words"], "unknown tokenizer"),
         ([config, "--workers=-1"], "workers"),
+        ([config, "--runner=Direct"], "--runner = 'Direct'"),
     ):
         done = _prepare(tmp_path, *flags)
         assert done.returncode == 2 and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"runner": "DirectRunner"}, "--runner = 'DirectRunner': .*pip install .ffn_alloc.beam.*"),
+        ({"runner": "DirectRunner", "workers": 2}, "--workers = 2: does not reach --runner=Direct"),
+        ({"beam_options": "--project=x"}, "--beam_options = '--project=x': .*Add --runner="),
+    ],
+)
+def test_flags_of_apache_beam_without_it(monkeypatch: pytest.MonkeyPatch, flags, message: str):
+    if not absl_flags.FLAGS.is_parsed():
+        absl_flags.FLAGS.mark_as_parsed()
+    monkeypatch.setitem(sys.modules, "apache_beam", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "ffn_alloc.data.beam_runner", raising=False)
+    monkeypatch.delattr(data, "beam_runner", raising=False)
+    with flagsaver.flagsaver(**flags), pytest.raises(BadInput, match=message):
+        prepare.prepare(tiny_config())

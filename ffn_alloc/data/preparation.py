@@ -6,6 +6,7 @@ become) and the numbers of every finished shard; manifest.json takes its place a
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,18 @@ import tqdm
 from ffn_alloc.config import Config
 from ffn_alloc.data import manifest, rows, sources, storage, tokenizer, workers
 from ffn_alloc.data.manifest import Manifest, Shard, Split
+from ffn_alloc.data.shard_task import (
+    PLAN,
+    UNFINISHED,
+    ShardTask,
+    full_disk_explained,
+    make_shard,
+)
 from ffn_alloc.errors import BadInput
 
-_UNFINISHED = "unfinished"
-_PLAN = "plan.json"
+# Makes the files of all tasks, and gives their numbers in any order.
+ShardMaker = Callable[[Sequence[ShardTask]], Iterator[Shard]]
+
 _OTHER_FOLDER = "Name another data.prepared_dir, or remove that folder"
 _TEXT_A_WORKER = 16 << 20  # starting a worker costs as much as that many bytes
 
@@ -38,7 +48,7 @@ def ensure_prepared(config: Config) -> Manifest:
     directory = prepared_dir(config)
     if (directory / manifest.NAME).exists():
         found = manifest.load(directory)
-    elif directory.exists() and not (directory / _UNFINISHED / _PLAN).exists():
+    elif directory.exists() and not (directory / UNFINISHED / PLAN).exists():
         found = manifest.load(directory)  # which says what is wrong with it
     elif (size := sources.small_size(config.data)) is not None:
         found = prepare(config, min(workers.available_cores(), 1 + size // _TEXT_A_WORKER))
@@ -53,23 +63,30 @@ def ensure_prepared(config: Config) -> Manifest:
     return found
 
 
-def prepare(config: Config, num_workers: int = 0) -> Manifest:
+def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None) -> Manifest:
     """Makes a run's rows with `num_workers` processes (0: one a core); nothing if they are there.
+
+    `run` takes the place of the processes. The rows do not depend on who makes them.
 
     Another process that prepares the same folder is waited for. A killed call is gone on with by
     the next: finished shards stay. BadInput if the input cannot be used or the folder holds
-    something else; nothing of it is touched then.
+    something else, of which nothing is touched then, or if the disk is full.
     """
+    if "://" in config.data.prepared_dir:
+        remedy = "Prepare into a folder, then copy that to the bucket; or mount the bucket"
+        raise BadInput("data.prepared_dir", config.data.prepared_dir, "is no folder", remedy)
     directory, plan = prepared_dir(config), _plan(config)
+    num_workers = num_workers or workers.available_cores()
+    run = run or functools.partial(_in_processes, num_workers=num_workers)
     if not (directory / manifest.NAME).exists():
         units = sources.split(config.data)
         _check_usable(directory, plan)  # before even a lock file appears
-        with storage.locked(directory):
+        with full_disk_explained(directory), storage.locked(directory):
             if not (directory / manifest.NAME).exists():
-                _make(config, directory, plan, units, num_workers or workers.available_cores())
+                _make(config, directory, plan, units, run)
     found = manifest.load(directory)
     _check_same(directory, dataclasses.asdict(found), plan)
-    shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
+    shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
     return found
 
 
@@ -145,7 +162,7 @@ def _command() -> str:
 def _check_usable(directory: Path, plan: dict[str, Any]) -> None:
     """BadInput unless the folder is absent, empty, finished, or on its way by the same plan."""
     try:
-        found = json.loads((directory / _UNFINISHED / _PLAN).read_text())
+        found = json.loads((directory / UNFINISHED / PLAN).read_text())
     except (FileNotFoundError, NotADirectoryError):
         found = None
     if found:
@@ -159,24 +176,24 @@ def _check_usable(directory: Path, plan: dict[str, Any]) -> None:
 
 
 def _make(
-    config: Config, directory: Path, plan: dict[str, Any], units: sources.Units, num_workers: int
+    config: Config, directory: Path, plan: dict[str, Any], units: sources.Units, run: ShardMaker
 ) -> None:
     """Makes the folder, or goes on with an unfinished one, up to its manifest."""
     _check_usable(directory, plan)
     _open(directory, plan)
-    length = config.data.sequence_length
+    length, place = config.data.sequence_length, directory.absolute()
     tasks = [
-        _Task(unit, directory, f"{split}-{i:05}.array_record", plan["tokenizer"], length)
+        ShardTask(unit, place, f"{split}-{i:05}.array_record", plan["tokenizer"], length)
         for split in ("validation", "train")
         for i, unit in enumerate(getattr(units, split))
     ]
-    shards = {task.name: shard for task in tasks if (shard := _finished_shard(task))}
-    for path in directory.glob("*.array_record"):
-        if path.name not in shards:
-            path.unlink()
-    for path in (directory / _UNFINISHED).glob("*.tmp"):
+    # What a killed call left half done, or made of a source that has changed since.
+    for path in {*place.glob("*.array_record")} - {place / task.name for task in tasks}:
         path.unlink()
-    shards |= _write_shards([task for task in tasks if task.name not in shards], num_workers)
+    for path in (directory / UNFINISHED).glob("*.tmp"):
+        path.unlink()
+    with contextlib.closing(run(tasks)) as made:
+        shards = {shard.name: shard for shard in made}
     splits = {
         split: Split(tuple(shards[name] for name in sorted(shards) if name.startswith(split)))
         for split in ("train", "validation")
@@ -193,61 +210,23 @@ def _make(
 
 
 def _open(directory: Path, plan: dict[str, Any]) -> None:
-    if (directory / _UNFINISHED / _PLAN).exists():
+    if (directory / UNFINISHED / PLAN).exists():
         return
     # The folder appears together with its plan, so that a kill leaves no empty one.
     temporary = storage.scratch(directory)
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / _UNFINISHED).mkdir(parents=True)
-    storage.write_json(temporary / _UNFINISHED / _PLAN, plan)
+    (temporary / UNFINISHED).mkdir(parents=True)
+    storage.write_json(temporary / UNFINISHED / PLAN, plan)
     os.rename(temporary, directory)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One unit to write as one shard, by any process."""
-
-    unit: sources.Unit
-    directory: Path
-    name: str
-    tokenizer: str
-    sequence_length: int
-
-    @property
-    def record(self) -> Path:
-        return self.directory / _UNFINISHED / f"{self.name}.json"
-
-
-def _finished_shard(task: _Task) -> Shard | None:
-    """The shard of an earlier call, if it is there and its documents are still the same."""
-    path = task.directory / task.name
-    if not (task.record.exists() and path.exists()):
-        return None
-    record = json.loads(task.record.read_text())
-    shard = Shard(**record["shard"])
-    same = record["unit"] == task.unit.digest and shard.size == path.stat().st_size
-    return shard if same else None
-
-
-def _write_shards(tasks: list[_Task], num_workers: int) -> dict[str, Shard]:
-    shards: dict[str, Shard] = {}
+def _in_processes(tasks: Sequence[ShardTask], num_workers: int) -> Iterator[Shard]:
+    shards: list[Shard] = []
     with tqdm.tqdm(desc="preparing", unit="B", unit_scale=True) as bar:
-        with contextlib.closing(workers.run(_write_shard, tasks, num_workers, bar.update)) as done:
+        with contextlib.closing(workers.run(make_shard, tasks, num_workers, bar.update)) as done:
             for shard in done:
-                shards[shard.name] = shard
+                shards.append(shard)
                 # The sources' size in text is not known before it is read.
-                mean = sum(each.text_bytes for each in shards.values()) / len(shards)
-                bar.total = round(mean * len(tasks))
+                bar.total = round(sum(s.text_bytes for s in shards) / len(shards) * len(tasks))
                 bar.set_postfix_str(f"{len(shards)}/{len(tasks)} shards")
-    return shards
-
-
-def _write_shard(task: _Task, report: workers.Report) -> Shard:
-    temporary = task.directory / _UNFINISHED / f"{task.name}.{os.getpid()}.tmp"
-    chosen = tokenizer.load(task.tokenizer)
-    documents = task.unit.documents()
-    shard = rows.write_shard(documents, chosen, task.sequence_length, temporary, report)
-    shard = dataclasses.replace(shard, name=task.name)
-    os.replace(temporary, task.directory / task.name)
-    storage.write_json(task.record, {"unit": task.unit.digest, "shard": dataclasses.asdict(shard)})
-    return shard
+                yield shard

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import os
 import signal
 import subprocess
@@ -42,12 +43,12 @@ def many_units(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_number_of_workers_gives_the_same_files(jsonl, tmp_path: Path, many_units):
     source = jsonl(_TEXTS)
     found = [
-        preparation.prepare(_config(source, tmp_path / f"w{count}"), count) for count in (1, 2)
+        preparation.prepare(_config(source, tmp_path / f"w{count}"), count) for count in (1, 2, 3)
     ]
     assert len(found[0].train.shards) > 3
-    assert found[0].fingerprint == found[1].fingerprint
-    assert _files(found[0].directory) == _files(found[1].directory)
-    assert {path.name for path in tmp_path.iterdir()} >= {"w1", "w2"}
+    assert len({each.fingerprint for each in found}) == 1
+    for other in found[1:]:
+        assert _files(other.directory) == _files(found[0].directory)
 
 
 def test_the_default_folder_is_keyed_by_what_decides_the_rows(jsonl, cache: Path):
@@ -133,13 +134,21 @@ def test_a_shard_of_changed_files_is_done_again(jsonl, tmp_path: Path, many_unit
     (folder / "unfinished").mkdir()
     storage.write_json(folder / "unfinished" / "plan.json", plan)
     for i, (unit, shard) in enumerate(zip(units.train, old.train.shards, strict=True)):
-        record = {"unit": unit.digest, "shard": dataclasses.asdict(shard)}
+        file = hashlib.sha256((folder / shard.name).read_bytes()).hexdigest()
+        record = {"unit": unit.digest, "file": file, "shard": dataclasses.asdict(shard)}
         storage.write_json(folder / "unfinished" / f"train-{i:05}.array_record.json", record)
     jsonl([text.replace("250", "999") for text in _TEXTS])
     found = _prepare(config)
     fresh = _prepare(_config(source, tmp_path / "n"))
     assert found.fingerprint == fresh.fingerprint != old.fingerprint
     assert _files(folder) == _files(tmp_path / "n")
+
+
+def test_a_bucket_is_refused_instead_of_a_folder_of_its_name(jsonl, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="copy that to the bucket"):
+        _prepare(_config(jsonl(_TEXTS), "gs://bucket/rows"))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
 def test_a_second_process_waits_and_finds_it_done(jsonl, tmp_path: Path, capsys):
