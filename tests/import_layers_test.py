@@ -15,7 +15,8 @@ FLOORS = [
     "model data training.optimizer training.sharding training.metrics training.writers "
     "training.timing training.host training.workdir training.processes training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume",
-    "training.loop training.update_log evaluation planning reporting interchange sweeping",
+    "training.loop training.update_log training.measuring "
+    "evaluation planning reporting interchange sweeping",
     "cli main prepare plan evaluate report export sweep bench",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
@@ -33,7 +34,7 @@ ONLY = {
     "ml_collections": ("cli", "config"),
     "jax": (
         *("model", "data", "training", "evaluation", "main", "interchange", "evaluate", "export"),
-        "planning.compile_step",
+        *("planning.compile_step", "bench"),
     ),
     "orbax": ("training.checkpoint", "training.processes"),
     "optax": ("training.optimizer", "training.step"),

@@ -49,7 +49,7 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     import jax
 
     from ffn_alloc.model.attention import choose_kernel
-    from ffn_alloc.training.compilation import compile_train_step
+    from ffn_alloc.training.compilation import compile_train_step, peak_bytes
     from ffn_alloc.training.sharding import check_mesh, make_mesh
 
     mesh = make_mesh(config.mesh, _devices(topology))
@@ -66,21 +66,17 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     seconds = time.process_time() - start
     program = hlo.parse(compiled.as_text())
     memory = compiled.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    found = counting.kernels(program)
+    moves = collectives.collectives(program, topology.devices_per_slice)
     return {
         "kernel": kernel,
         "mesh": dict(mesh.shape),
-        "peak_bytes": peak - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes,
+        "peak_bytes": peak_bytes(memory),
         "state_bytes": memory.output_size_in_bytes,
         "aliased_bytes": memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "compile_cpu_seconds": seconds,
-        "kernels": [dataclasses.asdict(kernel) for kernel in found],
-        "collectives": [
-            dataclasses.asdict(collective)
-            for collective in collectives.collectives(program, topology.devices_per_slice)
-        ],
+        "kernels": [dataclasses.asdict(kernel) for kernel in counting.kernels(program)],
+        "collectives": [dataclasses.asdict(move) for move in moves],
     }
 
 

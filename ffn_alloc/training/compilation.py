@@ -35,6 +35,12 @@ def compile_train_step(config: Config, mesh: Mesh, batch: Batch | None = None) -
         return lowered.compile(_COMPILER_OPTIONS.get(platform))
 
 
+def peak_bytes(memory: Any) -> int:
+    """Of one device, by a compiled program's `memory_analysis()`."""
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
+
+
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     """Shapes, types and sharding of a batch."""
     shape = (config.train.global_batch_size, config.data.sequence_length)

@@ -1,0 +1,115 @@
+"""A measured speed beside the predicted one, and beside an earlier one."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from ffn_alloc import accounting
+from ffn_alloc.chips import chip_of
+from ffn_alloc.config import Config
+from ffn_alloc.errors import BadInput
+from ffn_alloc.planning import collectives, counting, hlo, roofline
+from ffn_alloc.planning.topology import Topology
+
+_COMPARED = ("tokens_per_sec", "step_seconds_median", "peak_bytes", "compile_seconds")
+
+
+class Measured(Protocol):
+    """training.measuring.Measurement."""
+
+    @property
+    def median(self) -> float: ...
+    @property
+    def data_wait_fraction(self) -> float: ...
+    @property
+    def compile_seconds(self) -> float: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def step_seconds(self) -> tuple[float, ...]: ...
+    @property
+    def compiled(self) -> Any: ...
+    def quantile(self, fraction: float) -> float: ...
+
+
+def summary(config: Config, device_kind: str, devices: int, measured: Measured) -> dict[str, Any]:
+    """JSON values: seconds, tokens/s of all devices, bytes of one; MFU None without a peak."""
+    chip = chip_of(device_kind)
+    flops = accounting.training_flops(config.model, config.data.sequence_length)
+    tokens_per_second = config.tokens_per_step / measured.median
+    peak = chip.peak_flops * devices if chip else None
+    return {
+        "name": config.name,
+        "device": device_kind,
+        "devices": devices,
+        "tokens_per_step": config.tokens_per_step,
+        "steps": len(measured.step_seconds),
+        "step_seconds_median": measured.median,
+        "step_seconds_p10": measured.quantile(0.1),
+        "step_seconds_p90": measured.quantile(0.9),
+        "tokens_per_sec": tokens_per_second,
+        "mfu_causal": tokens_per_second * flops.causal / peak if peak else None,
+        "mfu_full": tokens_per_second * flops.full / peak if peak else None,
+        "peak_bytes": measured.peak_bytes,
+        "data_wait_fraction": measured.data_wait_fraction,
+        "compile_seconds": measured.compile_seconds,
+        "predicted_step_seconds": _predicted(device_kind, devices, measured.compiled),
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """An earlier summary; BadInput if the file holds none."""
+    try:
+        values = json.loads(path.read_text())
+        if all(isinstance(values[key], int | float) for key in _COMPARED):
+            return values
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise BadInput("--against", str(path), "holds no result", "Give what bench --json printed")
+
+
+def ratios(values: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Now over then; and what differs between the two, so that a ratio means something else."""
+    compared = {key: values[key] / earlier[key] for key in _COMPARED}
+    different = [k for k in ("device", "devices", "tokens_per_step") if values[k] != earlier.get(k)]
+    return {**compared, "against": earlier.get("name"), "different": different}
+
+
+def text(values: dict[str, Any]) -> str:
+    """Lines for the terminal."""
+    lines = [
+        f"{values['name']} on {values['devices']} x {values['device']}, {values['steps']} steps",
+        f"  a step        {values['step_seconds_median']:.4f} s in the median "
+        f"({values['step_seconds_p10']:.4f} to {values['step_seconds_p90']:.4f} from 10 to 90 %)",
+        f"  tokens/s      {values['tokens_per_sec']:,.0f}",
+    ]
+    if values["mfu_causal"] is not None:
+        lines.append(
+            f"  MFU           {values['mfu_causal']:.1%} (causal attention), "
+            f"{values['mfu_full']:.1%} (full)"
+        )
+    if values["predicted_step_seconds"] is not None:
+        lines.append(f"  predicted     {values['predicted_step_seconds']:.4f} s by the roofline")
+    lines += [
+        f"  memory        {values['peak_bytes'] / 2**30:.2f} GiB at the peak, of a device",
+        f"  data wait     {values['data_wait_fraction']:.2%} of the time",
+        f"  compiled in   {values['compile_seconds']:.1f} s",
+    ]
+    for key, ratio in values.get("ratios", {}).items():
+        if key in _COMPARED:
+            lines.append(f"  {key:<20} {ratio:.3f} times that of {values['ratios']['against']}")
+    different = values.get("ratios", {}).get("different")
+    if different:
+        lines.append(f"  beware: {', '.join(different)} differ between the two")
+    return "\n".join(lines)
+
+
+def _predicted(device_kind: str, devices: int, compiled: Any) -> float | None:
+    chip = chip_of(device_kind)
+    if chip is None:
+        return None
+    program = hlo.parse(compiled.as_text())
+    topology = Topology(chip, (devices, *(1,) * max(chip.torus_axes - 1, 0)), 1)
+    moves = collectives.collectives(program, devices)
+    found = counting.kernels(program)
+    return roofline.predict(found, moves, topology, roofline.rates(chip)).step

@@ -1,0 +1,102 @@
+"""The speed of the real step: real data, logging on, nothing but warm-up left out."""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ffn_alloc.config import Config
+from ffn_alloc.training.compilation import compile_train_step, peak_bytes
+from ffn_alloc.training.sharding import batch_sharding
+from ffn_alloc.training.state import init_state
+from ffn_alloc.training.step import put_batch
+from ffn_alloc.training.update_log import UpdateLog
+from ffn_alloc.training.writers import MetricsWriter, Terminal
+
+_WARM_UP = 3  # steps; the first ones allocate and fill caches
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of `steps` steps; seconds."""
+
+    step_seconds: tuple[float, ...]
+    data_wait_seconds: float
+    compile_seconds: float
+    peak_bytes: int  # of one device: measured, or on CPU what the compiler says
+    compiled: Any  # jax.stages.Compiled
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.step_seconds)
+
+    @property
+    def data_wait_fraction(self) -> float:
+        return self.data_wait_seconds / sum(self.step_seconds)
+
+    def quantile(self, fraction: float) -> float:
+        return float(np.quantile(self.step_seconds, fraction))
+
+
+def measure(
+    config: Config,
+    mesh: Mesh,
+    batches: Callable[..., Iterator[dict[str, np.ndarray]]],
+    steps: int,
+    profile: Path | None = None,
+) -> Measurement:
+    """Runs warm-up and `steps` steps as the loop does: fetch, dispatch, then read and log the
+    step before. With `profile` the measured steps are traced to that directory (which costs
+    time)."""
+    iterator = batches(start_step=0)
+    start = time.perf_counter()
+    update = compile_train_step(config, mesh)
+    compile_seconds = time.perf_counter() - start
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        writer = stack.enter_context(contextlib.closing(MetricsWriter(scratch, 0)))
+        log = UpdateLog(config, mesh, writer, Terminal(silent=True), _NoCheckpoints())
+        state = init_state(config, mesh)
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(jax.transfer_guard("disallow"))
+        waits, ends = [], []
+        for step in range(_WARM_UP + steps):
+            if profile and step == _WARM_UP:
+                jax.profiler.start_trace(str(profile))
+                stack.callback(jax.profiler.stop_trace)
+            fetch = time.perf_counter()
+            rows = next(iterator)
+            waits.append(time.perf_counter() - fetch)
+            state, metrics = update(state, put_batch(rows, batch_sharding(mesh)))
+            log.dispatched(step + 1, metrics)
+            ends.append(time.perf_counter())
+        log.flush()
+    seconds = tuple(float(s) for s in np.diff(ends)[_WARM_UP - 1 :])
+    return Measurement(
+        seconds, sum(waits[_WARM_UP:]), compile_seconds, _peak_bytes(mesh, update), update
+    )
+
+
+class _NoCheckpoints:
+    """What the log asks where a loss is not finite."""
+
+    def wait(self) -> None:
+        pass
+
+    def newest(self) -> None:
+        return None
+
+
+def _peak_bytes(mesh: Mesh, compiled: Any) -> int:
+    stats = mesh.devices.flat[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return peak_bytes(compiled.memory_analysis())
