@@ -51,9 +51,9 @@ def main(config: Config) -> None:
     evaluators = make_evaluators(config, mesh, platform, data)
     record = resume.run_record(config, data.fingerprint)
     directory = workdir.local_path(_WORKDIR.value or str(Path("runs") / config.name))
-    with processes.lock(directory):
+    with processes.lock(directory) as check_lease:
         processes.from_first(lambda: resume.check_workdir(directory, record))
-        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
+        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record, check_lease)
         with contextlib.closing(checkpoints):
             state, step = resume.restore_or_init(config, mesh, checkpoints, record)
             if step == config.train.steps:

@@ -35,12 +35,23 @@ class DamagedCheckpoint(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run. `record` goes into each: what a resume must agree with."""
+    """The checkpoints of one run. `record` goes into each: what a resume must agree with.
 
-    def __init__(self, directory: epath.PathLike, config: CheckpointConfig, record: dict[str, Any]):
+    `check_lease` raises when another process has taken the directory over; it is called, by all
+    processes together, before a save.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        config: CheckpointConfig,
+        record: dict[str, Any],
+        check_lease: Callable[[], None] = lambda: None,
+    ):
         self.directory = epath.Path(directory)
         self._config = config
         self._record = record
+        self._check_lease = check_lease
         self._writer = ocp.AsyncCheckpointer(_handler())
         processes.from_first(self._tidy)
 
@@ -50,6 +61,7 @@ class Checkpoints:
         Raises what an earlier save failed with, and FloatingPointError for a state that is not
         finite, which is never written.
         """
+        self._check_lease()
         self.wait()
         if step in self._steps():
             return

@@ -36,7 +36,6 @@ def test_what_a_run_writes(whole):
     assert steps_with(directory, "eval/validation/nll") == [4, 6]
     assert sorted(saved_steps(directory / "checkpoints")) == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in directory.iterdir()} == {
-        ".lock",
         "checkpoints",
         "config.json",
         "metrics.jsonl",
