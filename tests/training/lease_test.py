@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -132,16 +133,9 @@ def test_who_lost_the_directory_saves_nothing_more(tmp_path):
 
 
 def test_an_ended_process_that_nobody_has_waited_for_counts_as_ended():
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.read(read, 1)
-        os._exit(0)
-    try:
-        assert lease._started(child)
-        os.write(write, b"x")
-        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        assert lease._started(child) is None
-    finally:
-        os.waitpid(child, 0)
-        os.close(read), os.close(write)
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert lease._started(child.pid)
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert lease._started(child.pid) is None
+    child.wait()
