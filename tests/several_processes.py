@@ -16,14 +16,21 @@ import numpy as np
 
 from tests import processes_test
 from tests.main_test import meta, rows
-from tests.processes_test import STEPS, losses
+from tests.processes_test import losses
 
-DEVICES = 8
-CHECKPOINTS = "--config.checkpoint.every=50"
+DEVICES, STEPS = 8, 60
 
 
 def start(workdir: Path, count: int, *flags: str, prelude: str = "", devices: int = DEVICES):
-    return processes_test.Processes(workdir, count, *flags, devices=devices, prelude=prelude)
+    common = [
+        f"--config.train.global_batch_size={devices}",
+        f"--config.train.steps={STEPS}",
+        "--config.checkpoint.every=20",
+        "--config.eval.every=20",
+    ]
+    return processes_test.Processes(
+        workdir, count, *common, *flags, devices=devices, prelude=prelude
+    )
 
 
 def finish(workdir: Path, count: int, *flags: str) -> Path:
@@ -39,7 +46,7 @@ def process_counts(directory: Path) -> None:
         workdir, stops = directory / "-".join(map(str, counts)), []
         for number, count in enumerate(counts[:-1]):
             run = start(workdir, count)
-            run.wait_for(f"step {30 + 50 * number}/")
+            run.wait_for(f"step {15 + 20 * number}/")
             run.running[-1].send_signal(signal.SIGTERM)
             assert run.wait() == [75] * count, run.output()
             stops.append(max(int(p.name) for p in (workdir / "checkpoints").iterdir()))
@@ -52,13 +59,13 @@ def process_counts(directory: Path) -> None:
 
 def kills(directory: Path) -> None:
     """SIGKILL and SIGTERM at random times to one of two; the end is the same, bit for bit."""
-    whole, random.seed(0), outcomes = finish(directory / "whole", 2), None, []
+    whole, outcomes = finish(directory / "whole", 2), []
     moments = random.Random(0)
     workdir = directory / "killed"
     for number in [signal.SIGKILL] * 6 + [signal.SIGTERM] * 4:
         run, which = start(workdir, 2), moments.randrange(2)
         run.wait_for("compiling")
-        time.sleep(moments.uniform(0, 4))
+        time.sleep(moments.uniform(0, 12))
         begin = time.monotonic()
         run.running[which].send_signal(number)
         codes = run.wait()
@@ -78,7 +85,7 @@ from ffn_alloc.training import loop
 put = loop.put_batch
 def slow(batch, *rest, calls=[]):
     calls.append(1)
-    if index == 1 and len(calls) == 60:
+    if index == 1 and len(calls) == 15:
         time.sleep(1000)
     return put(batch, *rest)
 loop.put_batch = slow
@@ -100,7 +107,7 @@ def hangs(directory: Path) -> None:
         workdir = directory / f"{name}{which}"
         prelude = WATCH + (STUCK if name == "asleep" else "")
         run = start(workdir, 2, "--config.train.steps=5000", prelude=prelude)
-        run.wait_for("step 59/")
+        run.wait_for("step 14/")
         if name == "stopped":
             run.running[which].send_signal(signal.SIGSTOP)
         _report(f"{name} {which}", run, run.running[1 - which])
@@ -109,7 +116,7 @@ def hangs(directory: Path) -> None:
 def evaluator(directory: Path) -> None:
     """An evaluator fails in process 1 alone."""
     run = start(directory / "evaluator", 2, prelude=FAILING)
-    run.wait_for("step 50/")
+    run.wait_for("step 20/")
     _report("evaluator", run, run.running[0])
     assert "no such item" in run.logs[1].read_text()
 
