@@ -59,9 +59,7 @@ class Checkpoints:
         self._config = config
         self._record = record
         self._check_lease = check_lease
-        # Orbax' writers wait five minutes for a directory that another thread could not create.
-        options = ocp.AsyncOptions(create_directories_asynchronously=False)
-        self._writer = ocp.AsyncCheckpointer(_handler(), async_options=options)
+        self._writer = ocp.AsyncCheckpointer(_handler())
         processes.from_first(self._tidy)
 
     def save(self, state: TrainState, step: int) -> None:
@@ -137,7 +135,9 @@ class Checkpoints:
         self._writer.close()
 
     def _check_room(self, items: Any, step: int) -> None:
-        """BadInput unless the disk has room: the run would only fail half-way through."""
+        """BadInput unless the disk has room. Orbax would find out too, but its threads wait five
+        minutes for a directory that another thread could not make, and keep the process so long.
+        """
         needed = _METADATA + sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
