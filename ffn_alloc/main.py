@@ -23,6 +23,7 @@ from ffn_alloc.training import host, processes, resume, workdir
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.loop import train
 from ffn_alloc.training.sharding import check_mesh, make_mesh
+from ffn_alloc.training.watchdog import Watchdog
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/NAME.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several.")
@@ -33,8 +34,14 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, with 
 def main(config: Config) -> None:
     stop = host.StopRequest()
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    with Watchdog().watching() as watchdog:
+        _run(config, stop, watchdog)
+
+
+def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     platform = host.set_up_devices(config, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)
+    watchdog.other("preparing data and restoring")
     check_mesh(config, mesh)
     choose_kernel(config.model, config.data.mask_documents, platform)
     data = ensure_prepared(config)
@@ -51,9 +58,9 @@ def main(config: Config) -> None:
     evaluators = make_evaluators(config, mesh, platform, data)
     record = resume.run_record(config, data.fingerprint)
     directory = workdir.local_path(_WORKDIR.value or str(Path("runs") / config.name))
-    with processes.lock(directory):
+    with processes.lock(directory) as check_lease:
         processes.from_first(lambda: resume.check_workdir(directory, record))
-        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
+        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record, check_lease)
         with contextlib.closing(checkpoints):
             state, step = resume.restore_or_init(config, mesh, checkpoints, record)
             if step == config.train.steps:
@@ -61,7 +68,16 @@ def main(config: Config) -> None:
                 return
             processes.from_first(lambda: workdir.write_config(directory, config, record))
             train(
-                config, mesh, state, step, train_batches, evaluators, checkpoints, directory, stop
+                config,
+                mesh,
+                state,
+                step,
+                train_batches,
+                evaluators,
+                checkpoints,
+                directory,
+                stop,
+                watchdog,
             )
 
 

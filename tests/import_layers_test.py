@@ -13,7 +13,8 @@ PACKAGE = "ffn_alloc"
 FLOORS = [
     "errors shapes allocation accounting chips config validation __init__",
     "model data training.optimizer training.sharding training.metrics training.writers "
-    "training.timing training.host training.workdir training.processes training.__init__",
+    "training.timing training.host training.workdir training.lease training.processes "
+    "training.watchdog training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume",
     "training.loop training.update_log training.measuring "
     "evaluation planning reporting interchange sweeping",

@@ -21,15 +21,21 @@ LONGER = [
     "--config.eval.every=50",
 ]
 TIMEOUT = 300
+_MAIN = "from ffn_alloc import cli, main\ncli.run(main.main)"
 
 
 class Processes:
-    """`count` processes of the training command, each with its part of the devices."""
+    """`count` processes of the training command, each with its part of the devices.
 
-    def __init__(self, workdir: Path, count: int, *flags: str):
+    `prelude` is Python that runs in each before the command, with the process's `index`.
+    """
+
+    def __init__(
+        self, workdir: Path, count: int, *flags: str, devices: int = DEVICES, prelude: str = ""
+    ):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
         }
         address = free_address()
         self.logs = [workdir.parent / f"{workdir.name}.{i}.log" for i in range(count)]
@@ -37,7 +43,10 @@ class Processes:
         for index, log in enumerate(self.logs):
             joined = [f"--coordinator={address}", f"--num_processes={count}"]
             config = f"--config={ROOT}/configs/quickstart.py"
-            command = [sys.executable, "-m", "ffn_alloc.main", config, f"--workdir={workdir}"]
+            program = ["-m", "ffn_alloc.main"]
+            if prelude:
+                program = ["-c", f"index = {index}\n{prelude}\n{_MAIN}"]
+            command = [sys.executable, *program, config, f"--workdir={workdir}"]
             command += [
                 *TINY,
                 *LONGER,
@@ -134,36 +143,52 @@ def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
 WAITS = """
 import sys, time
 import jax
-from ffn_alloc.training import processes
+from ffn_alloc.training import processes, watchdog
 processes._BARRIER_TIMEOUT = 3
+watchdog._UPDATE, watchdog._TELL = 2 if sys.argv[2] == "0" else 600, 0.5
 processes.join(sys.argv[1], 2, int(sys.argv[2]))
 jax.devices()
-if sys.argv[2] == "1":
-    time.sleep(20)  # alive, and somewhere else
-start = time.monotonic()
-try:
-    processes.wait_for_all("there")
-except Exception as error:
-    print(time.monotonic() - start, " ".join(str(error).split()))
+with watchdog.Watchdog().watching() as dog:
+    dog.other("meeting")
+    if sys.argv[2] == "1":
+        time.sleep(20)  # alive, and somewhere else
+    start = time.monotonic()
+    try:
+        processes.wait_for_all("there")
+    except Exception as error:
+        print(time.monotonic() - start, " ".join(str(error).split()), flush=True)
+    dog.update(7)
+    time.sleep(20)  # as a collective would
 """
 
 
 def test_a_process_that_does_not_come_is_named_after_the_deadline():
+    """By a barrier, which has a deadline; in a collective, which has none, by the watchdog."""
     command = [sys.executable, "-c", WAITS, free_address()]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     first, other = (
         subprocess.Popen(
-            [*command, index], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            [*command, index],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=environment,
         )
         for index in "01"
     )
+    start = time.monotonic()
     try:
-        line = first.stdout.readline()
+        output, _ = first.communicate(timeout=60)
     finally:
         first.kill()
         other.kill()
+    (line,) = [line for line in output.splitlines() if "timed out task names: 1 " in line]
     assert float(line.split()[0]) < 10, line
-    assert "timed out task names: 1 " in line
+    assert "process 0 made no progress for 2 s in update 7. Behind are process 1 in meet" in output
+    stuck = WAITS.splitlines().index("    time.sleep(20)  # as a collective would") + 1
+    assert f'File "<string>", line {stuck}, in <module>' in output
+    assert first.returncode == 1 and time.monotonic() - start < 45
 
 
 @pytest.mark.parametrize(

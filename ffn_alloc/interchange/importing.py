@@ -85,7 +85,7 @@ def read_checkpoint(source: Path) -> tuple[Config, Params, int]:
 def _check_unused(workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise BadInput("--workdir", str(workdir), "is a file", "Give a directory")
-    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - {".lock"}:
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - {workdirs.LOCK}:
         raise BadInput("--workdir", str(workdir), "is not empty", "Give a new directory")
 
 

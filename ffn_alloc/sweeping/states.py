@@ -1,11 +1,12 @@
 """How far a run is, by its directory alone."""
 
-import fcntl
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ffn_alloc.sweeping.grid import Run
+from ffn_alloc.training import lease
+from ffn_alloc.training.workdir import LOCK
 
 MISSING, RUNNING, STOPPED, DONE, FAILED = "missing", "running", "stopped", "done", "failed"
 
@@ -24,7 +25,7 @@ class State:
 def state_of(run: Run) -> State:
     """`stopped` runs go on by the same command; `failed` says what the last start ended with."""
     step = _last_step(run.workdir / "metrics.jsonl")
-    if _is_locked(run.workdir / ".lock"):
+    if lease.is_held(run.workdir / LOCK):
         return State(RUNNING, step)
     if (run.workdir / "checkpoints" / str(run.config.train.steps)).is_dir():
         return State(DONE, run.config.train.steps)
@@ -56,18 +57,6 @@ def _outcome(run: Run) -> str:
 
 def _outcome_path(run: Run) -> Path:
     return run.workdir.parent / "logs" / f"{run.name}.failed"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a live process works in the directory."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _last_step(path: Path) -> int:

@@ -5,10 +5,12 @@ one rename before anything in it is deleted: a directory named by a plain number
 What Orbax does not notice (flipped bits) our own digests do, at every restore.
 """
 
+import contextlib
 import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,28 +30,46 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 # Orbax encodes this much of an item at a time; without a limit a save needs twice the memory of
 # the state, and is no faster.
 _GB_IN_FLIGHT = 2
+_METADATA = 1 << 20  # bytes, about what a checkpoint takes beside its arrays
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was written."""
 
 
-class Checkpoints:
-    """The checkpoints of one run. `record` goes into each: what a resume must agree with."""
+class SaveFailed(Exception):
+    """A checkpoint that could not be written; those before it are intact."""
 
-    def __init__(self, directory: epath.PathLike, config: CheckpointConfig, record: dict[str, Any]):
+
+class Checkpoints:
+    """The checkpoints of one run. `record` goes into each: what a resume must agree with.
+
+    `check_lease` raises when another process has taken the directory over; it is called, by all
+    processes together, before a save.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        config: CheckpointConfig,
+        record: dict[str, Any],
+        check_lease: Callable[[], None] = lambda: None,
+    ):
         self.directory = epath.Path(directory)
         self._config = config
         self._record = record
+        self._check_lease = check_lease
         self._writer = ocp.AsyncCheckpointer(_handler())
         processes.from_first(self._tidy)
 
     def save(self, state: TrainState, step: int) -> None:
         """Copies the state off the devices and returns; writing goes on in the background.
 
-        Raises what an earlier save failed with, and FloatingPointError for a state that is not
-        finite, which is never written.
+        BadInput where the disk has no room for it or the directory is another's, SaveFailed for
+        this save or an earlier one, FloatingPointError for a state that is not finite, which is
+        never written.
         """
+        self._check_lease()
         self.wait()
         if step in self._steps():
             return
@@ -57,18 +77,17 @@ class Checkpoints:
         digests = digest(items)
         if not is_finite(items):
             raise FloatingPointError(
-                f"the state of step {step} is not finite and was not saved. "
-                f"The last good checkpoint is {self.newest() or 'none yet'}"
+                f"the state of step {step} is not finite and was not saved. {self._last_good()}"
             )
+        processes.from_first(lambda: self._check_room(items, step))
         meta = {"step": step, "digests": _by_path(digests), **self._record}
-        self._writer.save(
-            self.directory / str(step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-                meta=ocp.args.JsonSave({"meta": meta, "sha256": _sha256(meta)}),
-            ),
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(state.opt_state),
+            meta=ocp.args.JsonSave({"meta": meta, "sha256": _sha256(meta)}),
         )
+        with self._naming_the_last_good():
+            self._writer.save(self.directory / str(step), args=args)
 
     def restore_newest(self, abstract: TrainState, check: Any) -> tuple[TrainState, int] | None:
         """(state, step) of the newest intact checkpoint, or None where there is no checkpoint.
@@ -102,7 +121,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the last save is complete; then deletes what the config does not keep."""
-        self._writer.wait_until_finished()
+        with self._naming_the_last_good():
+            self._writer.wait_until_finished()
         if not processes.is_first():
             return
         keep, keep_every = self._config.keep, self._config.keep_every
@@ -113,6 +133,34 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._writer.close()
+
+    def _check_room(self, items: Any, step: int) -> None:
+        """BadInput unless the disk has room. Orbax would find out too, but its threads wait five
+        minutes for a directory that another thread could not make, and keep the process so long.
+        """
+        needed = _METADATA + sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise BadInput(
+                "--workdir",
+                str(self.directory),
+                f"has {free / 1e9:.3f} GB free, and the checkpoint of step {step} needs "
+                f"{needed / 1e9:.3f} GB. It was not saved. {self._last_good()}",
+                "Make room, and run the same command again to go on",
+            )
+
+    @contextlib.contextmanager
+    def _naming_the_last_good(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise what the file system did
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SaveFailed(
+                f"a checkpoint could not be written ({reason:.300}). {self._last_good()}"
+            ) from error
+
+    def _last_good(self) -> str:
+        return f"The last good checkpoint is {self.newest() or 'none yet'}"
 
     def _restore(self, step: int, abstract: TrainState, check: Any) -> TrainState:
         meta = _everywhere(lambda: read_meta(self.directory, step))

@@ -29,6 +29,7 @@ from ffn_alloc.training.sharding import batch_sharding
 from ffn_alloc.training.state import TrainState
 from ffn_alloc.training.step import put_batch
 from ffn_alloc.training.update_log import UpdateLog, due
+from ffn_alloc.training.watchdog import Watchdog
 from ffn_alloc.training.writers import MetricsWriter, NoWriter, Terminal
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -44,6 +45,7 @@ def train(
     checkpoints: Checkpoints,
     workdir: Path,
     stop: StopRequest,
+    watchdog: Watchdog,
 ) -> TrainState:
     """Trains `state` from `first_step` to config.train.steps; returns the last state.
 
@@ -64,22 +66,28 @@ def train(
                 log.flush()
                 with log.clock.paused():
                     for evaluator in evaluators:
+                        watchdog.other(f"evaluation {evaluator.name} of step {step}")
                         log.evaluate(step, evaluator, state.params)
             stopping = stop.at(step)  # read once: what stops here was saved here
             save = due(step, config.checkpoint.every, steps) or stopping
             if save and step > first_step:
                 log.flush()
                 with log.clock.paused():
+                    watchdog.other(f"saving step {step}")
                     checkpoints.save(state, step)
             if stopping or step == steps:
                 break
+            watchdog.update(step + 1)
             with log.clock.waiting_for_data():
                 batch = put_batch(next(batch_iterator), batch_sharding(mesh))
             if update is None:
+                watchdog.other("compiling the update")
                 update = _compile(config, mesh, batch, terminal)
+                watchdog.update(step + 1)
                 log.clock.restart()
             state, metrics = update(state, batch)
             log.dispatched(step + 1, metrics)
+        watchdog.other("writing the last checkpoint")
         checkpoints.wait()
     if stopping and step < steps:
         kept = f"step {step} is saved" if step else "nothing to save yet"

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.training import workdir
+from ffn_alloc.training import lease, workdir
 
 # Seconds. A process that died is noticed after the heartbeat's; one that is alive but does not
 # come (stuck in a file system, say) after the barrier's.
@@ -101,17 +101,20 @@ def agreed(here: bool) -> bool:
 
 
 @contextlib.contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """`workdir.lock` by process 0; BadInput in every process if it is in use, or not shared."""
+def lock(directory: Path) -> Iterator[Callable[[], None]]:
+    """`workdir.lock` by process 0; BadInput in every process if it is in use, or not shared.
+
+    Yields a check for all to call together: BadInput in every process once it is lost.
+    """
+    leases: list[lease.Lease] = []
     with contextlib.ExitStack() as stack:
-        from_first(lambda: stack.enter_context(workdir.lock(directory)))
-        owner = directory / ".lock"
+        from_first(lambda: leases.append(stack.enter_context(workdir.lock(directory))))
         check_same(
             "--workdir",
-            f"{directory}, held by {owner.read_text() if owner.exists() else 'nobody'}",
+            f"{directory}, held by {lease.owner_of(directory / workdir.LOCK)}",
             "Give one that all machines of the run share",
         )
-        yield
+        yield lambda: from_first(lambda: leases[0].check())
 
 
 def _broadcast(value: Any) -> Any:

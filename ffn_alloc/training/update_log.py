@@ -63,7 +63,12 @@ class UpdateLog:
             self._writer.write(step, row)
 
     def evaluate(self, step: int, evaluator: Any, params: Any) -> None:
-        """Writes what an evaluator finds. One that fails is reported and gives no number."""
+        """Writes what an evaluator finds. One that fails is reported and gives no number.
+
+        Of several processes an evaluator's exception ends this one, and thereby all: it may have
+        failed here alone, and the others wait for it in the middle of their evaluation.
+        """
+        sums = None
         try:
             sums = evaluator(params, step)
             means = {f"eval/{evaluator.name}/{key}": sums[key][0] / sums[key][1] for key in sums}
@@ -71,9 +76,12 @@ class UpdateLog:
                 if not math.isfinite(value):
                     raise FloatingPointError(f"{name} is {value}")
         except Exception as error:  # an evaluator can raise anything
+            failed = f"step {step}: evaluator {evaluator.name} failed ({type(error).__name__})"
+            if sums is None and jax.process_count() > 1:
+                raise RuntimeError(f"{failed} in process {jax.process_index()}") from error
             self._terminal.message(
-                f"{traceback.format_exc()}step {step}: evaluator {evaluator.name} failed "
-                f"({type(error).__name__}); it gives no score here, and the training goes on"
+                f"{traceback.format_exc()}{failed}; it gives no score here, and the "
+                "training goes on"
             )
             return
         self._writer.write(step, means)

@@ -1,7 +1,6 @@
 """A run's directory: one live process at a time, and the record of what runs there."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -14,8 +13,10 @@ from typing import Any
 from ffn_alloc import __version__, allocation
 from ffn_alloc.config import Config, to_dict
 from ffn_alloc.errors import BadInput
+from ffn_alloc.training import lease
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy ml-collections".split()
+LOCK = ".lock"
 
 
 def local_path(workdir: str) -> Path:
@@ -27,32 +28,17 @@ def local_path(workdir: str) -> Path:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Holds the directory for this process; BadInput if another live process has it.
-
-    The kernel drops the lock when the process ends, however it ends.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        # Not inheritable: a worker that outlives us for a moment does not keep it.
-        descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise BadInput(
-            "--workdir", str(workdir), f"cannot be used ({error.strerror})", "Give another one"
-        ) from error
-    try:
+def lock(workdir: Path) -> Iterator[lease.Lease]:
+    """Holds the directory for this process; BadInput if another live process has it."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 64).decode() or "another process"
+            workdir.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(lease.hold(workdir / LOCK))
+        except OSError as error:
             raise BadInput(
-                "--workdir", str(workdir), f"is in use by {owner}", "Stop it, or give another one"
-            ) from None
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+                "--workdir", str(workdir), f"cannot be used ({error.strerror})", "Give another one"
+            ) from error
+        yield held
 
 
 def write_config(workdir: Path, config: Config, record: dict[str, Any]) -> None:

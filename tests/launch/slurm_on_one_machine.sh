@@ -8,10 +8,9 @@
 # SIGTERM to its batch shell, and by a job that preempts it. It must go back into the queue each
 # time and end in the same checkpoint, digest by digest. Stand-ins for python show the rest: the
 # time limit requeues, bad input does not, a fault starts four times in all. TASKS (1) is the
-# number of processes, one a node; two need an ffn_alloc.main that runs in several, and
-# "127.0.0.1 n1 n2" in /etc/hosts. The ARGUMENTs go to ffn_alloc.main. It takes five to ten minutes.
-# Not part of the suite: it starts daemons, which it ends, and writes to a new folder of /tmp,
-# which it keeps if it fails.
+# number of processes, one a node; two need "127.0.0.1 HOSTNAME n1 n2" in /etc/hosts. The ARGUMENTs
+# go to ffn_alloc.main. It takes five to twenty minutes. Not part of the suite: it starts daemons,
+# which it ends, and writes to a new folder of /tmp, which it keeps if it fails.
 set -euo pipefail
 tasks=${1:-1} arguments=("${@:2}")
 root=$(cd "$(dirname "$0")/../.." && pwd)

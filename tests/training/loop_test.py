@@ -36,7 +36,6 @@ def test_what_a_run_writes(whole):
     assert steps_with(directory, "eval/validation/nll") == [4, 6]
     assert sorted(saved_steps(directory / "checkpoints")) == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in directory.iterdir()} == {
-        ".lock",
         "checkpoints",
         "config.json",
         "metrics.jsonl",
@@ -151,6 +150,25 @@ def test_a_failing_evaluator_gives_no_score_and_ends_nothing(whole, tmp_path, ca
     assert part in errors
     for step in (4, 6):
         assert f"step {step}: evaluator broken failed" in errors
+
+
+def test_of_several_processes_a_failing_evaluator_ends_all(monkeypatch):
+    """It may have failed in this one alone; what all of them find is no reason to end."""
+    log = update_log.UpdateLog.__new__(update_log.UpdateLog)
+    log._terminal = update_log.Terminal(silent=True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def fails(params, step):
+        raise OSError("stale file handle")
+
+    fails.name = "tasks"
+    with pytest.raises(
+        RuntimeError, match=r"step 4: evaluator tasks failed \(OSError\) in process"
+    ):
+        log.evaluate(4, fails, {})
+    nan = CountingEvaluator()
+    monkeypatch.setattr(CountingEvaluator, "__call__", lambda *_: {"acc": (np.nan, 1.0)})
+    log.evaluate(4, nan, {})
 
 
 @pytest.mark.parametrize("poisoned", [0, 3])

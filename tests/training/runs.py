@@ -16,6 +16,7 @@ from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.loop import train
 from ffn_alloc.training.sharding import make_mesh
 from ffn_alloc.training.state import TrainState
+from ffn_alloc.training.watchdog import Watchdog
 from tests.helpers import tiny_config
 
 _MICRO = {
@@ -103,6 +104,7 @@ def run(
                 checkpoints,
                 directory,
                 stop or Stop(),
+                Watchdog(),
             )
 
 

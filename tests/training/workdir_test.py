@@ -57,7 +57,7 @@ def test_another_live_process_is_named_and_a_killed_one_lets_go(tmp_path, holder
     process.wait()
     os.kill(child, 0)  # its child lives on, and does not hold the lock
     with workdir.lock(tmp_path):
-        assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+        assert f'"pid": {os.getpid()},' in (tmp_path / ".lock").read_text()
 
 
 def test_one_process_cannot_lock_twice_and_can_lock_again(tmp_path):
