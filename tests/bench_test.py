@@ -1,0 +1,84 @@
+"""The verb `bench` as a user runs it, and what it prints, by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffn_alloc.accounting import training_flops
+from ffn_alloc.errors import BadInput
+from ffn_alloc.planning import speed
+from tests import main_test
+from tests.helpers import tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMISED = (
+    "device step_seconds_median tokens_per_sec mfu_causal mfu_full peak_bytes data_wait_fraction "
+    "compile_seconds"
+).split()
+
+
+def bench(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ffn_alloc.bench", "--config=configs/quickstart.py"]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    return subprocess.run(
+        [*command, *main_test.TINY, *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_result_against_itself(tmp_path):
+    done = bench("--json", "--steps=3", f"--profile={tmp_path / 'trace'}")
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert set(PROMISED) <= set(values)
+    assert values["device"] == "cpu" and values["mfu_causal"] is None
+    seconds, tokens = values["step_seconds_median"], values["tokens_per_step"]
+    assert values["tokens_per_sec"] == pytest.approx(tokens / seconds)
+    assert values["step_seconds_p10"] <= seconds <= values["step_seconds_p90"]
+    assert 0 <= values["data_wait_fraction"] < 1 and values["peak_bytes"] > 0
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))  # what XProf opens
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(done.stdout)
+    assert speed.ratios(values, speed.read(earlier)) == {
+        **dict.fromkeys(speed._COMPARED, 1.0),
+        "against": "quickstart",
+        "different": [],
+    }
+
+
+def test_no_result_to_compare_with_is_said_before_any_work(tmp_path):
+    done = bench(f"--against={tmp_path / 'nothing.json'}")
+    assert done.returncode == 2
+    assert "--against" in done.stderr and "compiling" not in done.stderr
+    (tmp_path / "other.json").write_text('{"tokens_per_sec": 1}')
+    with pytest.raises(BadInput):
+        speed.read(tmp_path / "other.json")
+
+
+class Measured:
+    step_seconds = (1.0, 2.0, 4.0)
+    median, data_wait_fraction, compile_seconds, peak_bytes = 2.0, 0.01, 3.0, 1 << 30
+    compiled = None
+
+    def quantile(self, fraction):
+        return self.step_seconds[0 if fraction < 0.5 else -1]
+
+
+def test_mfu_by_hand(monkeypatch):
+    monkeypatch.setattr(speed, "_predicted", lambda *_: 1.5)
+    config = tiny_config()
+    values = speed.summary(config, "NVIDIA H100 80GB HBM3", 4, Measured())
+    flops = training_flops(config.model, config.data.sequence_length)
+    per_second = config.tokens_per_step / 2.0
+    assert values["mfu_causal"] == pytest.approx(per_second * flops.causal / (4 * 989.4e12))
+    assert values["mfu_full"] == pytest.approx(per_second * flops.full / (4 * 989.4e12))
+    shown = speed.text(values | {"ratios": speed.ratios(values, values | {"devices": 1})})
+    assert "predicted     1.5000 s" in shown
+    assert "beware: devices differ" in shown
