@@ -1,0 +1,71 @@
+"""Gates on speed without a chip: what the program compiled for an H100 does, and a roofline of it.
+
+    pip install -e ".[test,cuda]" && python -m pytest -m gates
+
+Figures behind a bound are those of this code when the bound was set, rounded up a little.
+"""
+
+import functools
+import importlib.util
+
+import pytest
+
+from ffn_alloc import cli
+from ffn_alloc.planning.forecast import forecast, summary
+from ffn_alloc.planning.topology import parse
+
+pytestmark = [
+    pytest.mark.gates,
+    pytest.mark.skipif(
+        importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra cuda"
+    ),
+]
+
+# Sequences of 2048 tokens in a microbatch; modelled MFU with causal attention at least; GiB and
+# kernels bound by memory, a layer and microbatch, at most.
+SIZES = {
+    "285m": (32, 0.52, 37, 46),
+    "570m": (16, 0.54, 40, 44),
+    "1p2b": (8, 0.53, 49, 43),
+}
+CELLS = [f"{kind}_{size}" for size in SIZES for kind in ("baseline", "middle70", "middle10")]
+
+
+@functools.cache
+def plan(cell: str, unroll: str = "auto") -> dict:
+    microbatch = SIZES[cell.split("_")[1]][0]
+    arguments = [f"--config=configs/paper.py:{cell}", f"--config.model.unroll={unroll}"]
+    config = cli.load([*arguments, f"--config.train.microbatch_size={microbatch}"])
+    return summary(forecast(config, parse("h100:1"))) | {
+        "layers": config.model.num_layers,
+        "microbatches": config.train.global_batch_size // microbatch,
+    }
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_program(cell):
+    values, (_, mfu, gibibytes, kernels) = plan(cell), SIZES[cell.split("_")[1]]
+    assert values["matrix_flops_program"] == pytest.approx(values["matrix_flops_ledger"], rel=1e-3)
+    times = values["layers"] * values["microbatches"]
+    assert values["attention_kernels"] == 2 * times
+    assert values["matmul_dtypes"] == ["bf16"]
+    assert values["aliased_bytes"] == pytest.approx(values["state_bytes"], abs=1 << 20)
+    assert values["fits"] and values["peak_bytes_per_device"] <= gibibytes * 2**30
+    assert values["memory_kernels"] <= kernels * times
+    assert values["predicted_mfu_causal"] >= mfu
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if not cell.startswith("baseline")])
+def test_no_allocation_is_slower_than_the_baseline(cell):
+    baseline = plan(f"baseline_{cell.split('_')[1]}")
+    assert plan(cell)["predicted_step_seconds"] <= baseline["predicted_step_seconds"]
+
+
+@pytest.mark.parametrize(
+    "cell, other, most",
+    [("baseline_1p2b", "baseline_285m", 1.3), ("middle70_285m", "baseline_285m", 1.7)],
+)
+def test_a_scan_compiles_as_fast_however_deep(cell, other, most):
+    """40 layers against 12; three groups against one. CPU-seconds."""
+    seconds = [plan(name, unroll="1")["compile_cpu_seconds"] for name in (cell, other)]
+    assert seconds[0] <= most * seconds[1], seconds
