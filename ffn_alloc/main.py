@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ffn_alloc import cli
+from ffn_alloc import cli, paths
 from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
@@ -50,8 +50,9 @@ def main(config: Config) -> None:
     )
     evaluators = make_evaluators(config, mesh, platform, data)
     record = resume.run_record(config, data.fingerprint)
-    directory = workdir.local_path(_WORKDIR.value or str(Path("runs") / config.name))
-    with processes.lock(directory):
+    directory = paths.as_path("--workdir", _WORKDIR.value or Path("runs") / config.name)
+    processes.from_first(lambda: paths.check_writable("--workdir", directory))
+    with _lock(directory):
         processes.from_first(lambda: resume.check_workdir(directory, record))
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
         with contextlib.closing(checkpoints):
@@ -63,6 +64,11 @@ def main(config: Config) -> None:
             train(
                 config, mesh, state, step, train_batches, evaluators, checkpoints, directory, stop
             )
+
+
+def _lock(directory: paths.AnyPath) -> contextlib.AbstractContextManager[None]:
+    """Of a directory of a disk; a bucket has no lock that the kernel drops."""
+    return contextlib.nullcontext() if paths.is_remote(directory) else processes.lock(directory)
 
 
 if __name__ == "__main__":

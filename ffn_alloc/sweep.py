@@ -9,9 +9,9 @@ import argparse
 import shlex
 import signal
 import sys
-from pathlib import Path
 
 from ffn_alloc import cli
+from ffn_alloc.paths import local_path
 from ffn_alloc.sweeping import grid, jobs, launchers, table
 
 _PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
@@ -40,7 +40,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         *_split(arguments.allocations),
     ]
     bases = grid.bases(arguments.config, _split(arguments.sizes))
-    seeds, directory = _split(arguments.seeds), Path(arguments.dir).expanduser().absolute()
+    seeds, directory = _split(arguments.seeds), local_path("--dir", arguments.dir)
     runs, duplicates = grid.expand(directory, bases, specs, seeds, arguments.overrides, cli.load)
     if duplicates:
         names = ", ".join(duplicates)

@@ -11,9 +11,10 @@ PACKAGE = "ffn_alloc"
 
 # From the ground up. A folder's name stands for every module in it.
 FLOORS = [
-    "errors shapes allocation accounting config validation __init__",
+    "errors paths shapes allocation accounting config validation __init__",
     "model data training.optimizer training.sharding training.metrics training.writers "
-    "training.timing training.host training.workdir training.processes training.__init__",
+    "training.timing training.host training.workdir training.processes training.bucket_files "
+    "training.__init__",
     "training.state training.step training.checkpoint training.resume",
     "training.loop training.update_log evaluation planning reporting interchange sweeping",
     "cli main prepare plan evaluate report export sweep bench",

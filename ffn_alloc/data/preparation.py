@@ -19,9 +19,10 @@ from typing import Any
 import tqdm
 
 from ffn_alloc.config import Config
-from ffn_alloc.data import manifest, rows, sources, storage, tokenizer, workers
+from ffn_alloc.data import fetching, manifest, rows, sources, storage, tokenizer, workers
 from ffn_alloc.data.manifest import Manifest, Shard, Split
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import is_remote, local_path
 
 _UNFINISHED = "unfinished"
 _PLAN = "plan.json"
@@ -74,10 +75,15 @@ def prepare(config: Config, num_workers: int = 0) -> Manifest:
 
 
 def prepared_dir(config: Config) -> Path:
-    """Where the rows of a run lie: data.prepared_dir, else a cache folder keyed by the data."""
+    """Where the rows of a run lie: data.prepared_dir, else a cache folder keyed by the data.
+
+    Rows in a bucket (gs://…) are copied into the cache first.
+    """
     data = config.data
+    if is_remote(data.prepared_dir):
+        return fetching.fetch(data.prepared_dir)
     if data.prepared_dir:
-        return Path(data.prepared_dir).expanduser()
+        return local_path("data.prepared_dir", data.prepared_dir)
     key = [*sources.content_key(data), data.tokenizer, str(data.sequence_length)]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:12]
     kind, _, _ = data.source.partition(":")
