@@ -53,7 +53,10 @@ def _copy(source: AnyPath, directory: Path, content: bytes) -> None:
     for name in (manifest.NAME, manifest.TOKEN_BYTES):
         with tqdm.tqdm(disable=True) as bar:
             _download(source / name, scratch / name, bar)
-    expected = manifest.parse(scratch)
+    try:
+        expected = manifest.parse(scratch)
+    except BadInput as error:
+        raise _bad(source, error.problem) from error
     shards = (*expected.train.shards, *expected.validation.shards)
     _check_room(directory, sum(shard.size for shard in shards))
     total = sum(shard.size for shard in shards)
@@ -93,12 +96,14 @@ def _verify(source: AnyPath, scratch: Path, expected: Manifest, shard: Shard) ->
     size = (scratch / shard.name).stat().st_size
     if size != shard.size:
         raise _bad(source, f"{shard.name} has {size} bytes, not {shard.size}")
+    rows = Rows(expected, Split((shard,))) if shard.rows else None
     digest, dtype = hashlib.sha256(), np.dtype(expected.dtype).newbyteorder("<")
-    if shard.rows:
-        rows = Rows(expected, Split((shard,)))
+    try:
         for start in range(0, shard.rows, _ROWS):
             tokens = rows.read(range(start, min(start + _ROWS, shard.rows)))
             digest.update(tokens.astype(dtype).tobytes())
+    except (RuntimeError, ValueError, IndexError) as error:  # ArrayRecord's, of a broken file
+        raise _bad(source, f"{shard.name} cannot be read ({error})") from error
     if digest.hexdigest() != shard.digest:
         raise _bad(source, f"the rows in {shard.name} are not those that were prepared")
 

@@ -42,7 +42,7 @@ class MetricsWriter:
                 self._tensorboard.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Until all is written: what is saved after it does not outlive it."""
+        """Until all rows are written: no checkpoint outlives them. Events follow soon."""
         self._rows.flush()
         self._tensorboard.flush()
         if self._events:
