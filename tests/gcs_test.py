@@ -45,6 +45,7 @@ def storage() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, f"http://{host}")
+        patch.setenv("NO_GCE_CHECK", "true")  # or every process looks for a cloud first
         make_bucket(f"http://{host}/storage/v1/b")
         yield
     server.kill()
@@ -117,9 +118,6 @@ def test_scores_and_report_are_those_of_a_disk(local, tmp_path):
     name = Path("results") / str(STEPS) / "validation.json"
     here, there = (json.loads((run / name).read_text()) for run in (local, in_bucket("run")))
     assert here["metrics"] == there["metrics"] and here["checkpoint"] == there["checkpoint"]
-    call(
-        "report", "--baseline", str(local), "--runs", f"{BUCKET}/run", "--out", str(tmp_path), rc=2
-    )
 
     base = f"{BUCKET}/base"
     subprocess.run(command(base, "--config.model.allocation=uniform"), check=True, cwd=ROOT)
