@@ -26,6 +26,7 @@ class _Memory(MemoryFileSystem):
 def make_bucket(monkeypatch: pytest.MonkeyPatch) -> paths.AnyPath:
     """gs://bucket, empty, as the package sees it."""
     _Memory.store.clear()
+    _Memory.pseudo_dirs[:] = [""]
     memory = _Memory()
     monkeypatch.setattr(
         backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: memory
