@@ -125,7 +125,7 @@ def test_scores_and_report_are_those_of_a_disk(local, tmp_path):
     for run in (f"{BUCKET}/run", str(local)):
         out = in_bucket("report") if run != str(local) else tmp_path / "report"
         call("report", "--baseline", base, "--runs", run, "--out", str(out))
-        assert (out / "report.html").read_text().startswith("<!doctype html>")
+        assert (out / "report.html").read_text().startswith("<!DOCTYPE html>")
     csv = [(out / "results.csv").read_text() for out in (in_bucket("report"), tmp_path / "report")]
     assert csv[0] == csv[1]
 
