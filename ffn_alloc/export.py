@@ -8,24 +8,25 @@ decilm. The second makes a run directory of a Llama checkpoint in safetensors.
 """
 
 import argparse
-from pathlib import Path
 
 from ffn_alloc import cli
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.runs import load_run
 from ffn_alloc.interchange import exporting, importing
 from ffn_alloc.interchange.exported_config import FORMATS
+from ffn_alloc.paths import as_path, local_path
 from ffn_alloc.planning import ledger
 
 
 def export(arguments: argparse.Namespace) -> None:
     _check(arguments)
-    workdir = Path(arguments.workdir).expanduser()
+    workdir = as_path("--workdir", arguments.workdir)
     if arguments.from_hf:
-        config = importing.import_run(Path(arguments.from_hf).expanduser(), workdir)
+        source = local_path("--from-hf", arguments.from_hf)
+        config = importing.import_run(source, local_path("--workdir", workdir))
         print(f"{workdir} holds {config.name}, {config.model.allocation}")
         return
-    out = Path(arguments.out).expanduser().absolute()
+    out = local_path("--out", arguments.out)
     exporting.check_out(out)
     run = load_run(workdir, arguments.step)
     checked = exporting.export_run(run, arguments.format, out, ledger.picture(run.config))

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ffn_alloc import cli
+from ffn_alloc import cli, paths
 from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
@@ -57,7 +57,8 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     )
     evaluators = make_evaluators(config, mesh, platform, data)
     record = resume.run_record(config, data.fingerprint)
-    directory = workdir.local_path(_WORKDIR.value or str(Path("runs") / config.name))
+    directory = paths.as_path("--workdir", _WORKDIR.value or Path("runs") / config.name)
+    processes.from_first(lambda: paths.check_writable("--workdir", directory))
     with processes.lock(directory) as check_lease:
         processes.from_first(lambda: resume.check_workdir(directory, record))
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record, check_lease)
@@ -67,18 +68,8 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
                 print(f"{directory} is finished: {step} steps are done", file=sys.stderr)
                 return
             processes.from_first(lambda: workdir.write_config(directory, config, record))
-            train(
-                config,
-                mesh,
-                state,
-                step,
-                train_batches,
-                evaluators,
-                checkpoints,
-                directory,
-                stop,
-                watchdog,
-            )
+            run = train_batches, evaluators, checkpoints, directory, stop, watchdog
+            train(config, mesh, state, step, *run)
 
 
 if __name__ == "__main__":

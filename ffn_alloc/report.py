@@ -8,30 +8,32 @@ offline), report.md, results.csv and figures/.
 """
 
 import argparse
-from pathlib import Path
 
 from ffn_alloc import cli
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import as_path
 from ffn_alloc.reporting.build import write_report
 from ffn_alloc.reporting.runs import of_sweep
 
 
 def report(arguments: argparse.Namespace) -> None:
-    baseline, runs = arguments.baseline or [], arguments.runs or []
+    baseline = [as_path("--baseline", name) for name in arguments.baseline or []]
+    runs = [as_path("--runs", name) for name in arguments.runs or []]
+    out = as_path("--out", arguments.out)
     if arguments.sweep:
         if baseline or runs:
             remedy = "Leave out --baseline and --runs: it holds both"
             raise BadInput("--sweep", str(arguments.sweep), "is not all that was given", remedy)
-        baseline, runs = of_sweep(arguments.sweep)
+        baseline, runs = of_sweep(as_path("--sweep", arguments.sweep))
     answers = write_report(
         baseline,
         runs,
-        arguments.out,
+        out,
         arguments.step,
         arguments.allow_different,
     )
     print("\n".join(answers))
-    print(f"{arguments.out / 'report.html'}")
+    print(f"{out / 'report.html'}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,10 +43,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--baseline", type=Path, nargs="*", metavar="RUN", help="uniform runs")
-    add("--runs", type=Path, nargs="*", metavar="RUN", help="runs to compare")
-    add("--sweep", type=Path, metavar="DIR", help="instead of both: the directory of a sweep")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
+    add("--baseline", nargs="*", metavar="RUN", help="uniform runs")
+    add("--runs", nargs="*", metavar="RUN", help="runs to compare")
+    add("--sweep", metavar="DIR", help="instead of both: the directory of a sweep")
+    add("--out", required=True, metavar="DIR", help="where the report goes")
     add("--step", type=int, metavar="N", help="step of the results; default: the last of all runs")
     add(
         "--allow-different",

@@ -11,11 +11,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from ffn_alloc import cli
 from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import local_path
 from ffn_alloc.planning import forecast, topology
 from ffn_alloc.sweeping import grid, jobs, launchers, table
 
@@ -47,7 +47,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         *_split(arguments.allocations),
     ]
     bases = grid.bases(arguments.config, _split(arguments.sizes))
-    seeds, directory = _split(arguments.seeds), Path(arguments.dir).expanduser().absolute()
+    seeds, directory = _split(arguments.seeds), local_path("--dir", arguments.dir)
     runs, duplicates = grid.expand(directory, bases, specs, seeds, arguments.overrides, cli.load)
     if duplicates:
         names = ", ".join(duplicates)

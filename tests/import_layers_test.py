@@ -11,10 +11,10 @@ PACKAGE = "ffn_alloc"
 
 # From the ground up. A folder's name stands for every module in it.
 FLOORS = [
-    "errors shapes allocation accounting chips config validation __init__",
+    "errors paths shapes allocation accounting chips config validation __init__",
     "model data training.optimizer training.sharding training.metrics training.writers "
     "training.timing training.host training.workdir training.lease training.processes "
-    "training.watchdog training.__init__",
+    "training.watchdog training.bucket_files training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume",
     "training.loop training.update_log training.measuring "
     "evaluation planning reporting interchange sweeping",

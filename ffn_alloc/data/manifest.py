@@ -18,7 +18,7 @@ from ffn_alloc.data import storage
 from ffn_alloc.errors import BadInput
 
 NAME = "manifest.json"
-_TOKEN_BYTES = "token_bytes.npy"
+TOKEN_BYTES = "token_bytes.npy"
 _FORMAT = 1
 _FIELD = "data.prepared_dir"
 _AGAIN = "Remove that folder and prepare it again, or name another one"
@@ -83,12 +83,12 @@ class Manifest:
 
     def token_bytes(self) -> np.ndarray:
         """[vocab_size] int32: UTF-8 bytes of text that each id stands for."""
-        return np.load(self.directory / _TOKEN_BYTES)
+        return np.load(self.directory / TOKEN_BYTES)
 
 
 def save(manifest: Manifest, token_bytes: np.ndarray) -> None:
     """Completes the folder."""
-    np.save(manifest.directory / _TOKEN_BYTES, token_bytes)
+    np.save(manifest.directory / TOKEN_BYTES, token_bytes)
     values = dataclasses.asdict(manifest)
     del values["directory"]
     for name in ("train", "validation"):
@@ -101,6 +101,13 @@ def save(manifest: Manifest, token_bytes: np.ndarray) -> None:
 
 def load(directory: Path) -> Manifest:
     """The manifest of a prepared folder, every file of which was seen; BadInput otherwise."""
+    manifest = parse(directory)
+    _check_files(manifest)
+    return manifest
+
+
+def parse(directory: Path) -> Manifest:
+    """What manifest.json says, verified, whatever else is there; BadInput otherwise."""
     path = directory / NAME
     if not path.is_file():
         remedy = "Name a folder made by python -m ffn_alloc.prepare, or one that does not exist"
@@ -114,11 +121,10 @@ def load(directory: Path) -> Manifest:
         del values["fingerprint"]
         manifest = _build(directory, values)
         if manifest.token_bytes().shape != (manifest.vocab_size,):
-            raise ValueError(f"{_TOKEN_BYTES} is of another vocabulary")
+            raise ValueError(f"{TOKEN_BYTES} is of another vocabulary")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
         problem = f"its {NAME} is damaged ({type(error).__name__}: {error})"
         raise BadInput(_FIELD, str(directory), problem, _AGAIN) from error
-    _check_files(manifest)
     return manifest
 
 

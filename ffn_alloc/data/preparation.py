@@ -21,7 +21,7 @@ from typing import Any
 import tqdm
 
 from ffn_alloc.config import Config
-from ffn_alloc.data import manifest, rows, sources, storage, tokenizer, workers
+from ffn_alloc.data import fetching, manifest, rows, sources, storage, tokenizer, workers
 from ffn_alloc.data.manifest import Manifest, Shard, Split
 from ffn_alloc.data.shard_task import (
     PLAN,
@@ -31,6 +31,7 @@ from ffn_alloc.data.shard_task import (
     make_shard,
 )
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import is_remote, local_path
 
 # Makes the files of all tasks, and gives their numbers in any order.
 ShardMaker = Callable[[Sequence[ShardTask]], Iterator[Shard]]
@@ -91,10 +92,15 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
 
 
 def prepared_dir(config: Config) -> Path:
-    """Where the rows of a run lie: data.prepared_dir, else a cache folder keyed by the data."""
+    """Where the rows of a run lie: data.prepared_dir, else a cache folder keyed by the data.
+
+    Rows in a bucket (gs://…) are copied into the cache first.
+    """
     data = config.data
+    if is_remote(data.prepared_dir):
+        return fetching.fetch(data.prepared_dir)
     if data.prepared_dir:
-        return Path(data.prepared_dir).expanduser()
+        return local_path("data.prepared_dir", data.prepared_dir)
     key = [*sources.content_key(data), data.tokenizer, str(data.sequence_length)]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:12]
     kind, _, _ = data.source.partition(":")

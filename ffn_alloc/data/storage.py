@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ffn_alloc.paths import AnyPath, write_atomically
+
 
 def cache_root() -> Path:
     """$FFN_ALLOC_CACHE, else ~/.cache/ffn_alloc. Everything below it can be made again."""
@@ -37,15 +39,9 @@ def scratch(directory: Path) -> Path:
     return _hidden(directory, "tmp")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Writes `value` so that `path` holds it completely or does not change."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def _hidden(directory: Path, suffix: str) -> Path:

@@ -8,18 +8,19 @@ appears last and whole: a result that has one is complete.
 N items in an array.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ffn_alloc.data import storage
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath, is_remote, write_atomically
 
 FORMAT = 1
 _KEYS = (
@@ -73,12 +74,12 @@ class Origin:
     data_sha256: str  # of the rows of the split that is scored
 
 
-def path_of(workdir: Path, step: int, task: str, limit: int) -> Path:
+def path_of(workdir: AnyPath, step: int, task: str, limit: int) -> AnyPath:
     name = f"{task}-limit{limit}" if limit else task
     return workdir / "results" / str(step) / f"{name}.json"
 
 
-def find(workdir: Path, step: int, origin: Origin, checkpoint: str) -> dict[str, Any] | None:
+def find(workdir: AnyPath, step: int, origin: Origin, checkpoint: str) -> dict[str, Any] | None:
     """The complete result of this checkpoint, or None where there is none yet.
 
     BadInput if the file is damaged, or is a result of another checkpoint, data or version.
@@ -96,7 +97,7 @@ def find(workdir: Path, step: int, origin: Origin, checkpoint: str) -> dict[str,
     return result
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: AnyPath) -> dict[str, Any]:
     """The content of a result's JSON; BadInput unless it and its items are as written."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +119,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(
-    workdir: Path,
+    workdir: AnyPath,
     about: dict[str, Any],
     origin: Origin,
     item_ids: list[str],
@@ -133,7 +134,7 @@ def write(
             raise ValueError(f"{name} has {len(metric.values_N)} values for {len(item_ids)} items")
     path = path_of(workdir, about["step"], origin.task, origin.limit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.locked(workdir / "results"):
+    with _locked(workdir / "results"):
         other = find(workdir, about["step"], origin, about["checkpoint"])
         if other is not None:
             return other
@@ -164,6 +165,11 @@ def write(
     return result
 
 
+def _locked(directory: AnyPath) -> contextlib.AbstractContextManager[None]:
+    """In a bucket there is no such lock: two that score the same at once write equal objects."""
+    return contextlib.nullcontext() if is_remote(directory) else storage.locked(directory)
+
+
 def _summary(metric: ItemScores) -> dict[str, Any]:
     return {
         "value": metric.value,
@@ -175,15 +181,12 @@ def _summary(metric: ItemScores) -> dict[str, Any]:
     }
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    """Writes an .npz by one rename; returns its SHA-256."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return _sha256(path.read_bytes())
+def _write_arrays(path: AnyPath, arrays: dict[str, np.ndarray]) -> str:
+    """Writes an .npz atomically; returns its SHA-256."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_atomically(path, file.getvalue())
+    return _sha256(file.getvalue())
 
 
 def _sha256(content: bytes) -> str:

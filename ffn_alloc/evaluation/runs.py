@@ -11,13 +11,13 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ffn_alloc import paths
 from ffn_alloc.config import Config, MeshConfig, ModelConfig, from_dict, identity
 from ffn_alloc.data import tokenizer as tokenizers
 from ffn_alloc.data.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.generation import complete
 from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.model.decoder import forward, init_params
+from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import DamagedCheckpoint, read_meta, restore_items, saved_steps
 from ffn_alloc.training.sharding import make_mesh, shardings
 from ffn_alloc.training.step import layers_per_iteration
@@ -41,7 +42,7 @@ class MissingStep(BadInput):
 class Record:
     """What config.json says: enough to prepare everything before parameters are read."""
 
-    workdir: Path
+    workdir: AnyPath
     config: Config
     identity: dict[str, Any]  # of the training, with the data's fingerprint
 
@@ -77,7 +78,7 @@ class Record:
             raise self._unreadable(step, error) from error
 
     @property
-    def _checkpoints(self) -> Path:
+    def _checkpoints(self) -> AnyPath:
         return self.workdir / "checkpoints"
 
     def _check_there(self, step: int) -> None:
@@ -109,7 +110,7 @@ class Record:
 class Run:
     """A checkpoint of a run, on the devices."""
 
-    workdir: Path
+    workdir: AnyPath
     step: int
     config: Config
     mesh: Mesh
@@ -144,7 +145,7 @@ class Run:
         )[0]
 
 
-def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> Run:
+def load_run(workdir: str | AnyPath, step: int | None = None, mesh: Mesh | None = None) -> Run:
     """The checkpoint of `step` (None: the newest), whatever devices wrote it.
 
     Only the parameters are read. The data that the run was trained on need not be there.
@@ -168,9 +169,10 @@ def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = N
     )
 
 
-def read_record(workdir: str | Path) -> Record:
+def read_record(workdir: str | AnyPath) -> Record:
     """BadInput unless `workdir` is the directory of a run whose config.json is as written."""
-    path = Path(workdir).expanduser().absolute()  # Orbax takes nothing else
+    path = paths.as_path(_FIELD, workdir)
+    paths.check_readable(_FIELD, path)
     if not path.is_dir():
         raise BadInput(_FIELD, str(workdir), "there is no such directory", "Name a run's directory")
     content = read_config(path)

@@ -15,6 +15,7 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.interchange import exported_config, logits, model_card, tokenizer_files, weight_files
 from ffn_alloc.interchange.tensors import reader, slots
 from ffn_alloc.model.decoder import Params
+from ffn_alloc.paths import AnyPath
 
 _CODE = Path(__file__).with_name("remote_code")
 
@@ -22,7 +23,7 @@ _CODE = Path(__file__).with_name("remote_code")
 class Run(Protocol):
     """What is exported: a step of a run, as `evaluation.runs.load_run` gives it."""
 
-    workdir: Path
+    workdir: AnyPath
     step: int
     config: Config
     params: Params

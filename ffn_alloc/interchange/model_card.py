@@ -1,12 +1,12 @@
 """README.md of an exported model: what it is, what it was trained on, what it scored."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ffn_alloc import __version__, allocation
 from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath
 
 _USE = {
     "llama": "A stock Llama: any program that runs Llamas runs it.",
@@ -31,7 +31,7 @@ _USE = {
 
 
 def text(
-    model_format: str, config: Config, step: int, picture: str, results: Path, checked: str
+    model_format: str, config: Config, step: int, picture: str, results: AnyPath, checked: str
 ) -> str:
     """Markdown. `picture` is `plan`'s for the config, `results` the folder of a step's scores."""
     dims, optimizer = config.model.ffn_dims, config.optimizer
@@ -81,14 +81,14 @@ starts from EOS, which is named as BOS too.
 """
 
 
-def _scores(results: Path) -> str:
+def _scores(results: AnyPath) -> str:
     rows = [row for path in sorted(results.glob("*.json")) for row in _rows(path)]
     if not rows:
         return "None were recorded for this step."
     return "\n".join(["| task | shots | items | metric | value |", "|---|---|---|---|---|", *rows])
 
 
-def _rows(path: Path) -> list[str]:
+def _rows(path: AnyPath) -> list[str]:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
         first = f"| {values['task']} | {values['num_fewshot']} |"

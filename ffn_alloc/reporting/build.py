@@ -1,9 +1,9 @@
 """A report from run directories: read, compared, drawn and written."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath
 from ffn_alloc.reporting import output
 from ffn_alloc.reporting.comparison import AVERAGE, compare
 from ffn_alloc.reporting.study import read_study
@@ -11,9 +11,9 @@ from ffn_alloc.reporting.words import answer
 
 
 def write_report(
-    baseline: Sequence[Path],
-    runs: Sequence[Path],
-    out: Path,
+    baseline: Sequence[AnyPath],
+    runs: Sequence[AnyPath],
+    out: AnyPath,
     step: int | None = None,
     allow_different: Sequence[str] = (),
 ) -> list[str]:

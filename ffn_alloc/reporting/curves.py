@@ -5,9 +5,10 @@ Shapes: P logged rows.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from ffn_alloc.paths import AnyPath
 
 _SMOOTHED_SHARE = 0.05  # of the rows, in one mean
 
@@ -32,7 +33,7 @@ class Curve:
         return Curve(mean(self.tokens_P), mean(self.seconds_P), mean(self.loss_P))
 
 
-def read_curve(workdir: Path, last_step: int) -> Curve | None:
+def read_curve(workdir: AnyPath, last_step: int) -> Curve | None:
     """The curve up to `last_step`; None where no loss was logged. Broken lines are left out."""
     path = workdir / "metrics.jsonl"
     tokens, seconds, losses = [], [], []

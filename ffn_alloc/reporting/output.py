@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath, check_writable, is_remote, write_atomically
 
 MARKED, MARK = "report.html", "ffn_alloc report"  # this file with this in it: one of ours
 _OURS = {"report.html", "report.md", "results.csv", "figures"}
 _HEAD = 1000  # characters in which the mark stands
 
 
-def check_free(out: Path) -> None:
+def check_free(out: AnyPath) -> None:
     """BadInput unless `out` does not exist, is empty, or holds an earlier report and no more."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise _bad(out, "is no directory")
-    parent = _existing_parent(out)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise _bad(out, f"cannot be written: {parent} is no directory that is writable")
+    if is_remote(out):
+        check_writable("--out", out)
+    else:
+        _check_local(out)
     names = {path.name for path in out.iterdir()} if out.exists() else set()
     if not names:
         return
@@ -26,13 +26,27 @@ def check_free(out: Path) -> None:
     if foreign:
         raise _bad(out, f"is in the way: it holds {foreign[0]!r}, which is no part of a report")
     page = out / MARKED
-    head = page.read_text(encoding="utf-8", errors="replace")[:_HEAD] if page.is_file() else ""
+    head = page.read_bytes()[:_HEAD].decode(errors="replace") if page.is_file() else ""
     if MARK not in head:
         raise _bad(out, f"is in the way: its {MARKED} is missing or not of this program")
 
 
-def write(out: Path, files: Mapping[str, str | bytes]) -> None:
-    """Writes the files (relative paths) beside `out`, then moves them there together."""
+def _check_local(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise _bad(out, "is no directory")
+    parent = _existing_parent(out)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise _bad(out, f"cannot be written: {parent} is no directory that is writable")
+
+
+def write(out: AnyPath, files: Mapping[str, str | bytes]) -> None:
+    """Writes the files (relative paths) beside `out`, then moves them there together.
+
+    In a bucket, where nothing can be moved, one by one, the page last.
+    """
+    if is_remote(out):
+        _write_objects(out, files)
+        return
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
@@ -53,6 +67,14 @@ def write(out: Path, files: Mapping[str, str | bytes]) -> None:
             raise
 
 
+def _write_objects(out: AnyPath, files: Mapping[str, str | bytes]) -> None:
+    check_free(out)
+    if out.exists():
+        out.rmtree()
+    for name in sorted(files, key=lambda name: name == MARKED):
+        write_atomically(out / name, files[name])
+
+
 def _existing_parent(path: Path) -> Path:
     for parent in path.absolute().parents:
         if parent.exists():
@@ -60,6 +82,6 @@ def _existing_parent(path: Path) -> Path:
     return Path(path.anchor)
 
 
-def _bad(out: Path, problem: str) -> BadInput:
+def _bad(out: AnyPath, problem: str) -> BadInput:
     remedy = "Give a new or an empty directory, or that of an earlier report"
     return BadInput("--out", str(out), problem, remedy)

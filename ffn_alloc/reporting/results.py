@@ -12,12 +12,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath
 
 _FORMAT = 1
 _AGGREGATES = ("mean", "exp_mean")
@@ -45,7 +46,7 @@ class TaskResult:
     conditions: Mapping[str, Any]  # what two results must share to be compared
 
 
-def available(workdir: Path) -> dict[int, dict[str, set[int]]]:
+def available(workdir: AnyPath) -> dict[int, dict[str, set[int]]]:
     """Which results there are: step -> task -> limits."""
     found: dict[int, dict[str, set[int]]] = {}
     for path in sorted((workdir / "results").glob("*/*.json")):
@@ -56,7 +57,7 @@ def available(workdir: Path) -> dict[int, dict[str, set[int]]]:
     return found
 
 
-def read_result(workdir: Path, step: int, task: str, limit: int) -> TaskResult:
+def read_result(workdir: AnyPath, step: int, task: str, limit: int) -> TaskResult:
     """The verified result; BadInput if its files are damaged or say something else."""
     name = f"{task}-limit{limit}" if limit else task
     path = workdir / "results" / str(step) / f"{name}.json"
@@ -76,8 +77,8 @@ def read_result(workdir: Path, step: int, task: str, limit: int) -> TaskResult:
         raise _corrupted(path, f"cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _read_items(path: Path, items: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    file = path.parent / Path(items["file"]).name
+def _read_items(path: AnyPath, items: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    file = path.parent / PurePath(items["file"]).name
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != items["sha256"]:
         raise _corrupted(file, "is not the file that its JSON names (SHA-256 differs)")
@@ -88,7 +89,7 @@ def _read_items(path: Path, items: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise ValueError(str(error)) from error
 
 
-def _result(path: Path, content: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> TaskResult:
+def _result(path: AnyPath, content: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> TaskResult:
     metric = content["primary"]
     about = content["metrics"][metric]
     result = TaskResult(
@@ -137,5 +138,5 @@ def _problem(result: TaskResult, about: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _corrupted(path: Path, problem: str) -> BadInput:
+def _corrupted(path: AnyPath, problem: str) -> BadInput:
     return BadInput("results", str(path), problem, _REMEDY)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ffn_alloc import accounting, allocation
 from ffn_alloc.config import Config, from_dict
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath, check_readable, resolved
 from ffn_alloc.shapes import Band
 from ffn_alloc.training.workdir import read_config
 
@@ -20,14 +20,14 @@ POSITIONS = ("first", "middle", "final")
 class Run:
     """A run's record, without its results."""
 
-    workdir: Path
+    workdir: AnyPath
     config: Config
     identity: dict[str, Any]  # see config.identity; with data.fingerprint
     train_steps: int
 
     @property
     def name(self) -> str:
-        return self.workdir.resolve().name
+        return resolved(self.workdir).name
 
     @property
     def seed(self) -> int:
@@ -84,8 +84,9 @@ class Cell:
         return None
 
 
-def read_run(workdir: Path) -> Run:
+def read_run(workdir: AnyPath) -> Run:
     """BadInput if there is no record of a run, or one of another version."""
+    check_readable("--baseline/--runs", workdir)
     if not workdir.is_dir():
         raise _bad(workdir, "is no directory", "Give the directory of a run")
     content = read_config(workdir)
@@ -104,8 +105,9 @@ def read_run(workdir: Path) -> Run:
     return run
 
 
-def of_sweep(directory: Path) -> tuple[list[Path], list[Path]]:
+def of_sweep(directory: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
     """(uniform runs, the others) in the directory of a sweep, those that were started."""
+    check_readable("--sweep", directory)
     workdirs = sorted(path.parent for path in directory.glob("*/config.json"))
     if not workdirs:
         raise BadInput("--sweep", str(directory), "has no runs", "Give what sweep has as --dir")
@@ -137,5 +139,5 @@ def budget(run: Run) -> int:
     return count.total - count.norms
 
 
-def _bad(workdir: Path, problem: str, remedy: str) -> BadInput:
+def _bad(workdir: AnyPath, problem: str, remedy: str) -> BadInput:
     return BadInput("--baseline/--runs", str(workdir), problem, remedy)

@@ -6,12 +6,12 @@ Shapes: S runs, N items.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from ffn_alloc import accounting
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath, resolved
 from ffn_alloc.reporting import comparability
 from ffn_alloc.reporting.comparability import Difference
 from ffn_alloc.reporting.results import TaskResult, available, read_result
@@ -28,7 +28,7 @@ class SizeStudy:
     baseline: Cell
     cells: tuple[Cell, ...]
     step: int
-    results: dict[str, dict[Path, TaskResult]]  # task -> workdir of the run -> result
+    results: dict[str, dict[AnyPath, TaskResult]]  # task -> workdir of the run -> result
     left_out: tuple[str, ...]  # tasks that not all runs have
 
     @property
@@ -70,7 +70,7 @@ class Study:
 
 
 def read_study(
-    baseline: Sequence[Path], runs: Sequence[Path], step: int | None, allowed: Sequence[str]
+    baseline: Sequence[AnyPath], runs: Sequence[AnyPath], step: int | None, allowed: Sequence[str]
 ) -> Study:
     """Reads and checks everything; BadInput for what cannot be compared or is damaged."""
     _check_given_once(baseline, runs)
@@ -92,15 +92,15 @@ def read_study(
     return Study(_distinct_labels(sizes), tuple(differences))
 
 
-def _check_given_once(baseline: Sequence[Path], runs: Sequence[Path]) -> None:
-    seen: set[Path] = set()
+def _check_given_once(baseline: Sequence[AnyPath], runs: Sequence[AnyPath]) -> None:
+    seen: set[AnyPath] = set()
     for flag, paths in (("--baseline", baseline), ("--runs", runs)):
         if not paths:
             raise BadInput(flag, None, "names no run", "Give the directories of finished runs")
         for path in paths:
-            if path.resolve() in seen:
+            if resolved(path) in seen:
                 raise BadInput(flag, str(path), "is given twice", "Give each run once")
-            seen.add(path.resolve())
+            seen.add(resolved(path))
 
 
 def _match(baselines: list[Cell], cells: list[Cell]) -> list[tuple[Cell, list[Cell]]]:
@@ -155,7 +155,7 @@ def _read_size(baseline: Cell, cells: Sequence[Cell], step: int | None) -> SizeS
         listed = "; ".join(f"{run.name}: {', '.join(sorted(tasks[run.workdir]))}" for run in runs)
         problem = f"have no task in common at step {step} ({listed})"
         raise BadInput("--runs", [run.name for run in runs], problem, _EVALUATE)
-    results: dict[str, dict[Path, TaskResult]] = {}
+    results: dict[str, dict[AnyPath, TaskResult]] = {}
     for task in shared:
         limits = {run.workdir: tasks[run.workdir][task] for run in runs}
         common = set.intersection(*limits.values())
@@ -168,7 +168,7 @@ def _read_size(baseline: Cell, cells: Sequence[Cell], step: int | None) -> SizeS
     return SizeStudy(label, baseline, tuple(cells), step, results, tuple(left_out))
 
 
-def _last_common_step(runs: Sequence[Run], found: dict[Path, dict[int, dict]]) -> int:
+def _last_common_step(runs: Sequence[Run], found: dict[AnyPath, dict[int, dict]]) -> int:
     """The last step at which all runs have results, if possible of one task."""
     steps = [set(found[run.workdir]) for run in runs]
     for run, own in zip(runs, steps, strict=True):

@@ -2,6 +2,8 @@
 
 A step's directory appears by one rename when everything in it is written, and disappears by
 one rename before anything in it is deleted: a directory named by a plain number is complete.
+In a bucket nothing is renamed at once: there Orbax writes one object when the rest is written, we
+delete it before the rest, and a directory is complete that has it.
 What Orbax does not notice (flipped bits) our own digests do, at every restore.
 """
 
@@ -19,6 +21,7 @@ from etils import epath
 
 from ffn_alloc.config import CheckpointConfig
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import is_remote
 from ffn_alloc.training import processes
 from ffn_alloc.training.metrics import digest, is_finite
 from ffn_alloc.training.sharding import path_string
@@ -27,6 +30,7 @@ from ffn_alloc.training.state import TrainState
 _EVICTED = ".evicted"
 _DAMAGED = ".damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_COMMITTED = "commit_success.txt"  # Orbax's, in buckets
 # Orbax encodes this much of an item at a time; without a limit a save needs twice the memory of
 # the state, and is no faster.
 _GB_IN_FLIGHT = 2
@@ -101,6 +105,7 @@ class Checkpoints:
                 restored = self._restore(step, abstract, check)
             except DamagedCheckpoint as error:
                 print(f"checkpoint {self.directory / str(step)}: {error}", file=sys.stderr)
+                self._steps()  # fails where it is the storage that does not answer
                 damaged.append(step)
                 continue
             processes.from_first(lambda: self._set_damaged_aside(damaged))
@@ -128,7 +133,7 @@ class Checkpoints:
         keep, keep_every = self._config.keep, self._config.keep_every
         for step in sorted(saved_steps(self.directory))[:-keep]:
             if not (keep_every and step % keep_every == 0):
-                _set_aside(self.directory / str(step), _EVICTED).rmtree()
+                _delete(self.directory / str(step))
 
     def close(self) -> None:
         self.wait()
@@ -138,6 +143,8 @@ class Checkpoints:
         """BadInput unless the disk has room. Orbax would find out too, but its threads wait five
         minutes for a directory that another thread could not make, and keep the process so long.
         """
+        if is_remote(self.directory):
+            return
         needed = _METADATA + sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
@@ -173,8 +180,11 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Removes what an earlier process left unfinished."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        if not self.directory.exists():
+            return  # in a bucket there are no empty directories
         for path in self.directory.iterdir():
-            if _UNFINISHED in path.name or _EVICTED in path.name:
+            unfinished = path.name.isdecimal() and not _is_complete(path)
+            if unfinished or _UNFINISHED in path.name or _EVICTED in path.name:
                 path.rmtree()
 
     def _steps(self) -> list[int]:
@@ -191,7 +201,8 @@ def saved_steps(directory: epath.PathLike) -> list[int]:
     directory = epath.Path(directory)
     if not directory.exists():
         return []
-    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+    numbered = [path for path in directory.iterdir() if path.name.isdecimal()]
+    return [int(path.name) for path in numbered if _is_complete(path)]
 
 
 def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
@@ -264,8 +275,26 @@ def _sha256(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+def _is_complete(path: epath.Path) -> bool:
+    """Whether a directory named by a plain number is a checkpoint."""
+    return not is_remote(path) or (path / _COMMITTED).exists()
+
+
+def _delete(path: epath.Path) -> None:
+    """From the first moment on it is no checkpoint any more."""
+    if is_remote(path):
+        (path / _COMMITTED).unlink()
+        path.rmtree()
+    else:
+        _set_aside(path, _EVICTED).rmtree()
+
+
 def _set_aside(path: epath.Path, suffix: str) -> epath.Path:
-    """Renames a checkpoint so that it no longer counts as one."""
+    """Renames a checkpoint so that it no longer counts as one.
+
+    In a bucket that is copying and deleting: cut short, both are there, and each as it was or
+    with a part missing, which is noticed.
+    """
     target = path.parent / (path.name + suffix)
     number = 1
     while target.exists():

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ffn_alloc import paths
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath
 
 # Seconds.
 _RENEW = 10.0
@@ -30,7 +32,7 @@ _SETTLE, _SETTLE_HERE = 2.0, 0.2
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator["Lease"]:
+def hold(path: AnyPath) -> Iterator["Lease"]:
     """Holds the lease `path` until the end of the block.
 
     BadInput if its owner lives: at once on this machine, else after watching it for `_EXPIRY`.
@@ -48,7 +50,7 @@ def hold(path: Path) -> Iterator["Lease"]:
         lease._release()
 
 
-def is_held(path: Path) -> bool:
+def is_held(path: AnyPath) -> bool:
     """Whether a live process seems to have the lease, told at once, to be shown.
 
     For an owner on another machine this does compare clocks.
@@ -57,12 +59,12 @@ def is_held(path: Path) -> bool:
     if owner and owner["machine"] == _machine():
         return _is_alive(owner)
     try:
-        return time.time() - path.stat().st_mtime < _EXPIRY
+        return time.time() - paths.modified(path) < _EXPIRY
     except OSError:
         return False
 
 
-def owner_of(path: Path) -> str:
+def owner_of(path: AnyPath) -> str:
     """The owner, in words that no other owner has."""
     owner = _parse(_read(path))
     return f"{_words(owner)} ({owner['id']})" if owner else "nobody"
@@ -71,7 +73,7 @@ def owner_of(path: Path) -> str:
 class Lease:
     """The lease of this process."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         self._path = path
         self._owner = {
             "host": platform.node(),
@@ -99,7 +101,7 @@ class Lease:
     def _acquire(self) -> None:
         watched, start = None, time.monotonic()
         since = start
-        while not self._create():
+        while not paths.create(self._path, self._text()):
             text = _read(self._path)
             owner = _parse(text)
             if text is None:  # just released
@@ -128,19 +130,6 @@ class Lease:
                 return
             time.sleep(_POLL)
 
-    def _create(self) -> bool:
-        try:
-            file = self._path.open("x")
-        except FileExistsError:
-            return False
-        try:
-            with file:
-                file.write(self._text())
-        except OSError:
-            self._path.unlink(missing_ok=True)
-            raise
-        return True
-
     def _take_over(self, lapsed: str, settle: float) -> bool:
         if _read(self._path) != lapsed:
             return False
@@ -166,6 +155,9 @@ class Lease:
                 self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
+        if paths.is_remote(self._path):
+            paths.write_atomically(self._path, self._text())
+            return
         partial = self._path.with_name(f"{self._path.name}.{self._owner['id']}")
         try:
             partial.write_text(self._text())
@@ -187,7 +179,7 @@ class Lease:
         return BadInput("--workdir", where, problem, "Stop it, or give another one")
 
 
-def _read(path: Path) -> str | None:
+def _read(path: AnyPath) -> str | None:
     try:
         return path.read_text()
     except FileNotFoundError:

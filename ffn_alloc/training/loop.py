@@ -12,7 +12,6 @@ What is due depends on t alone, so that a resumed run does what the uninterrupte
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from jax.sharding import Mesh
 
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
+from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.compilation import compile_train_step
 from ffn_alloc.training.host import StopRequest
@@ -43,7 +43,7 @@ def train(
     batches: Callable[..., Batches],
     evaluators: Sequence[Any],
     checkpoints: Checkpoints,
-    workdir: Path,
+    workdir: AnyPath,
     stop: StopRequest,
     watchdog: Watchdog,
 ) -> TrainState:
@@ -74,6 +74,7 @@ def train(
                 log.flush()
                 with log.clock.paused():
                     watchdog.other(f"saving step {step}")
+                    writer.flush()
                     checkpoints.save(state, step)
             if stopping or step == steps:
                 break
@@ -96,7 +97,7 @@ def train(
     return state
 
 
-def _writer(workdir: Path, first_step: int) -> MetricsWriter | NoWriter:
+def _writer(workdir: AnyPath, first_step: int) -> MetricsWriter | NoWriter:
     return MetricsWriter(workdir, first_step) if is_first() else NoWriter()
 
 

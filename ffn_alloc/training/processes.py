@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath
 from ffn_alloc.training import lease, workdir
 
 # Seconds. A process that died is noticed after the heartbeat's; one that is alive but does not
@@ -101,7 +102,7 @@ def agreed(here: bool) -> bool:
 
 
 @contextlib.contextmanager
-def lock(directory: Path) -> Iterator[Callable[[], None]]:
+def lock(directory: AnyPath) -> Iterator[Callable[[], None]]:
     """`workdir.lock` by process 0; BadInput in every process if it is in use, or not shared.
 
     Yields a check for all to call together: BadInput in every process once it is lost.

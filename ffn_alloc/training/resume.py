@@ -3,13 +3,13 @@
 Precedence: 1. the newest intact checkpoint of the workdir; 2. the initial state of the seed.
 """
 
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from ffn_alloc.config import Config, identity
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.optimizer import check_steps_change
 from ffn_alloc.training.state import TrainState, abstract_state, init_state
@@ -24,7 +24,7 @@ def run_record(config: Config, data_fingerprint: str) -> dict[str, Any]:
     }
 
 
-def check_workdir(workdir: Path, record: dict[str, Any]) -> None:
+def check_workdir(workdir: AnyPath, record: dict[str, Any]) -> None:
     """BadInput if another run was started in this directory, with or without checkpoints."""
     found = read_config(workdir)
     if found is not None:

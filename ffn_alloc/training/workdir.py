@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -13,22 +12,15 @@ from typing import Any
 from ffn_alloc import __version__, allocation
 from ffn_alloc.config import Config, to_dict
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath, write_atomically
 from ffn_alloc.training import lease
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy ml-collections".split()
 LOCK = ".lock"
 
 
-def local_path(workdir: str) -> Path:
-    """Absolute, since Orbax takes nothing else; BadInput for an address such as gs://…"""
-    if "://" in workdir:
-        remedy = "Mount the storage, and give the directory where it is mounted"
-        raise BadInput("--workdir", workdir, "is no directory of this machine", remedy)
-    return Path(workdir).expanduser().absolute()
-
-
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[lease.Lease]:
+def lock(workdir: AnyPath) -> Iterator[lease.Lease]:
     """Holds the directory for this process; BadInput if another live process has it."""
     with contextlib.ExitStack() as stack:
         try:
@@ -41,7 +33,7 @@ def lock(workdir: Path) -> Iterator[lease.Lease]:
         yield held
 
 
-def write_config(workdir: Path, config: Config, record: dict[str, Any]) -> None:
+def write_config(workdir: AnyPath, config: Config, record: dict[str, Any]) -> None:
     """config.json: the resolved config and everything else needed to read or repeat the run."""
     ffn_dims = config.model.ffn_dims
     content = {
@@ -61,27 +53,20 @@ def write_config(workdir: Path, config: Config, record: dict[str, Any]) -> None:
     write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def read_config(workdir: Path) -> dict[str, Any] | None:
+def read_config(workdir: AnyPath) -> dict[str, Any] | None:
     """The content of config.json, None where there is none."""
     path = workdir / "config.json"
-    if not path.exists():
-        return None
     try:
         content = json.loads(path.read_text())
         if isinstance(content["identity"], dict):
             return content
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (ValueError, KeyError, TypeError):
         pass
     raise BadInput(
         "--workdir", str(path), "is no record of a run", "Restore it, or use another workdir"
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has the old content or the new one, never a part."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _git_revision() -> str | None:

@@ -3,28 +3,37 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from ffn_alloc.training.workdir import write_atomically
+from ffn_alloc.paths import AnyPath, is_remote, write_atomically
+from ffn_alloc.training.bucket_files import CopiedEvents, RewrittenRows
 
 Value = float | Sequence[float]  # a sequence holds one number a layer, by global layer index
 
 
 class MetricsWriter:
-    """Writes rows of metrics; those beyond `last_step` (of the restored checkpoint) are dropped."""
+    """Writes rows of metrics; those beyond `last_step` (of the restored checkpoint) are dropped.
 
-    def __init__(self, workdir: Path, last_step: int):
+    On a disk a row is there when `write` returns, in a bucket (which cannot append: the objects
+    are written anew) after `flush` or a minute.
+    """
+
+    def __init__(self, workdir: AnyPath, last_step: int):
         path = workdir / "metrics.jsonl"
-        _drop_rows_after(path, last_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+        kept = _drop_rows_after(path, last_step)
+        if is_remote(workdir):
+            self._rows, self._events = RewrittenRows(path, kept), CopiedEvents(workdir)
+        else:
+            self._rows, self._events = path.open("a", encoding="utf-8"), None
+        events = self._events.local if self._events else workdir / "tensorboard"
+        self._tensorboard = SummaryWriter(str(events), purge_step=last_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
         """One row: the metrics of the state after `step` updates."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
+        if not self._events:
+            self._rows.flush()
         for name, value in metrics.items():
             if isinstance(value, Sequence):
                 for layer, number in enumerate(value):
@@ -33,11 +42,17 @@ class MetricsWriter:
                 self._tensorboard.add_scalar(name, value, step)
 
     def flush(self) -> None:
+        """Until all rows are written: no checkpoint outlives them. Events follow soon."""
+        self._rows.flush()
         self._tensorboard.flush()
+        if self._events:
+            self._events.copy()
 
     def close(self) -> None:
         self._tensorboard.close()
-        self._file.close()
+        self._rows.close()
+        if self._events:
+            self._events.close()
 
 
 class NoWriter:
@@ -80,10 +95,10 @@ class Terminal:
         print(text, file=sys.stderr, flush=True)
 
 
-def _drop_rows_after(path: Path, last_step: int) -> None:
+def _drop_rows_after(path: AnyPath, last_step: int) -> str:
     """Keeps whole rows up to `last_step`; a row that a kill cut short is dropped too."""
     if not path.exists():
-        return
+        return ""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -92,4 +107,6 @@ def _drop_rows_after(path: Path, last_step: int) -> None:
             continue
         if row["step"] <= last_step:
             kept.append(line)
-    write_atomically(path, "".join(line + "\n" for line in kept))
+    content = "".join(line + "\n" for line in kept)
+    write_atomically(path, content)
+    return content

@@ -1,0 +1,139 @@
+"""Files and directories by name, on a disk or in a bucket of Google Cloud Storage (gs://…).
+
+A bucket has whole objects only: writing one is atomic, but nothing is appended to, renamed or
+locked in it, and a directory is there as long as something is in it.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from ffn_alloc.errors import BadInput
+
+AnyPath = Path | epath.Path
+_SCHEME = "gs://"
+_PROBE = ".writable"
+
+
+def as_path(field: str, name: str | os.PathLike[str]) -> AnyPath:
+    """An absolute pathlib.Path, or for gs://… an epath.Path; `field` is where it was given.
+
+    BadInput for another kind of address, or without the package that reads this kind.
+    """
+    text = os.fspath(name)
+    if "://" not in text:
+        return local_path(field, text)
+    if not text.startswith(_SCHEME) or not text[len(_SCHEME) :].strip("/"):
+        remedy = "Give a directory, gs://BUCKET/DIR, or where other storage is mounted"
+        raise BadInput(field, text, "is neither a directory nor in Google Cloud Storage", remedy)
+    if not importlib.util.find_spec("gcsfs"):
+        remedy = 'Run: pip install -e ".[gcs]"'
+        raise BadInput(field, text, "needs the package gcsfs, which is not installed", remedy)
+    _set_up()
+    return epath.Path(text)
+
+
+def local_path(field: str, name: str | os.PathLike[str]) -> Path:
+    """An absolute path; BadInput for any address."""
+    if "://" in os.fspath(name):
+        remedy = "Give a directory, and copy it with `gcloud storage cp -r`"
+        raise BadInput(field, os.fspath(name), "is no directory of this machine", remedy)
+    return Path(name).expanduser().absolute()
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it lies in a bucket."""
+    return os.fspath(path).startswith(_SCHEME)
+
+
+def check_readable(field: str, path: AnyPath) -> None:
+    """BadInput if its storage does not answer or refuses; whether it exists is another matter."""
+    if is_remote(path):
+        with _storage_error(field, path), contextlib.suppress(FileNotFoundError):
+            next(iter(path.iterdir()), None)
+
+
+def check_writable(field: str, path: AnyPath) -> None:
+    """BadInput if nothing can be written to, or deleted from, this directory of a bucket."""
+    if is_remote(path):
+        with _storage_error(field, path):
+            write_atomically(path / _PROBE, "")
+            (path / _PROBE).unlink()
+
+
+def write_atomically(path: AnyPath, content: str | bytes) -> None:
+    """The file has the old content or the new one, never a part; what is text becomes UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        path.write_bytes(data)  # the object appears when all of it has arrived
+        return
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def create(path: AnyPath, text: str) -> bool:
+    """Writes a file that must not be there yet; False if it is. Of several that try, one can."""
+    if is_remote(path):
+        import fsspec
+
+        try:
+            storage, name = fsspec.core.url_to_fs(os.fspath(path))
+            storage.pipe_file(name, text.encode(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+    try:
+        file = path.open("x")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(text)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def modified(path: AnyPath) -> float:
+    """Seconds since 1970 by the storage's clock; FileNotFoundError where there is no file."""
+    stat = path.stat()
+    return stat.mtime if is_remote(path) else stat.st_mtime
+
+
+def resolved(path: AnyPath) -> AnyPath:
+    """One path for all names of a directory."""
+    return path if is_remote(path) else path.resolve()
+
+
+def _set_up() -> None:
+    """Before the first use: of the clients of a bucket, the one that is tried."""
+    import fsspec.config
+
+    os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow's, where it is installed
+    # What another process has written meanwhile is to be seen.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs, it raises too
+
+
+@contextlib.contextmanager
+def _storage_error(field: str, path: AnyPath) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        bucket = path.parts[2]
+        problem = f"there is no bucket {bucket} ({error})"
+        raise BadInput(field, str(path), problem, "Create it, or name another one") from error
+    except Exception as error:  # the clients of the network raise classes of their own
+        remedy = "See that the network and your credentials (gcloud auth) let this machine use it"
+        problem = f"the storage says: {type(error).__name__}: {error}"
+        raise BadInput(field, str(path), problem, remedy) from error
