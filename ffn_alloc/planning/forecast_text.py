@@ -3,8 +3,9 @@
 import textwrap
 from collections.abc import Sequence
 
+from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.planning import tuning
-from ffn_alloc.planning.forecast import USABLE_GPU_MEMORY, Forecast, collective_table, summary
+from ffn_alloc.planning.forecast import Forecast, collective_table, summary
 
 _ASSUMED = (
     "A prediction, not a measurement: kernels one after the other at usual fractions of the "
@@ -19,7 +20,7 @@ def picture(forecast: Forecast) -> str:
     head = f"on {forecast.topology}: {forecast.topology.chips} chips"
     room = f"of {chip.memory_bytes / 2**30:.0f} GiB a device"
     if chip.platform == "gpu":
-        room += f", {USABLE_GPU_MEMORY:.0%} usable with XLA_PYTHON_CLIENT_MEM_FRACTION"
+        room += f", {GPU_MEMORY_FRACTION:.0%} of it for XLA"
     if forecast.prediction is None:
         says = f"  DOES NOT FIT: {compiled['out_of_memory']} ({room})"
         return f"{head}\n{says}\n  --tune finds what fits"

@@ -13,6 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from ffn_alloc.accounting import count_bytes
+from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
 
@@ -27,6 +28,8 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
 
     Compiled programs are kept in `compiled_dir`: a second start compiles nothing.
     """
+    # XLA takes 75 % of a GPU by default, and what plan says to fit may need more.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
     jax.config.update("jax_compilation_cache_dir", str(compiled_dir))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if config.train.deterministic:
