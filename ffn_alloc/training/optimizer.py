@@ -80,7 +80,7 @@ def _scale_by_muon_or(adam: optax.GradientTransformation) -> optax.GradientTrans
     """Muon (Nesterov, 5 Newton-Schulz iterations) for attention and FFN, `adam` elsewhere.
 
     A matrix [in, out] of a stack [L, in, out] becomes nearly orthogonal by itself. Times
-    0.2 * sqrt(max(in, out)) it has AdamW's root mean square (arXiv 2502.16982), so that one
+    0.2 * sqrt(max(in, out)) it has about AdamW's root mean square (arXiv 2502.16982), so that one
     learning rate and one weight decay serve both.
     """
 

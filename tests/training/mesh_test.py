@@ -33,6 +33,7 @@ MUON = "1x4x2"  # compared with one device, too
 def config_of(shape: str, optimizer: str = "adamw"):
     data, fsdp, tensor = (int(size) for size in shape.split("x"))
     return micro_config(
+        "uniform" if optimizer == "muon" else "mask:01",  # compiles faster
         **{
             "model.num_kv_heads": 2,
             "train.steps": STEPS,
@@ -44,7 +45,7 @@ def config_of(shape: str, optimizer: str = "adamw"):
             "mesh.data": data,
             "mesh.fsdp": fsdp,
             "mesh.tensor": tensor,
-        }
+        },
     )
 
 
