@@ -72,7 +72,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Decoupled weight decay, a learning-rate schedule and gradient clipping, around a name."""
+    """AdamW or Muon, decoupled weight decay, a learning-rate schedule and gradient clipping."""
 
     name: str  # adamw, or muon: for attention and FFN matrices, with AdamW for the others
     learning_rate: float  # the peak
