@@ -141,10 +141,17 @@ def training_flops(model: ModelConfig, sequence_length: int) -> TrainingFlops:
     return TrainingFlops(layers, unembedding=6 * model.d_model * model.vocab_size)
 
 
-def count_bytes(model: ModelConfig) -> ByteCount:
-    """Float32 parameters, AdamW's two float32 moments of each, its count and the schedule's."""
-    parameters = _BYTES * count_parameters(model).total
-    return ByteCount(parameters, optimizer_state=2 * parameters + 2 * _BYTES)
+def count_bytes(model: ModelConfig, optimizer: str) -> ByteCount:
+    """Float32 parameters, the float32 moments of `optimizer` (adamw or muon), and its scalars.
+
+    AdamW has two moments of each parameter, its count and the schedule's. Muon has one moment of
+    each matrix of the layers, a count of its own and three coefficients.
+    """
+    count = count_parameters(model)
+    values = 2 * count.total + 2
+    if optimizer == "muon":
+        values += 1 + 3 - (count.attention + count.ffn)
+    return ByteCount(_BYTES * count.total, optimizer_state=_BYTES * values)
 
 
 def _layer_parameters(model: ModelConfig, ffn_dim: int) -> LayerParameters:

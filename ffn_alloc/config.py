@@ -72,15 +72,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay, a learning-rate schedule and gradient clipping."""
+    """AdamW or Muon, decoupled weight decay, a learning-rate schedule and gradient clipping."""
 
-    name: str  # adamw
+    name: str  # adamw, or muon: for attention and FFN matrices, with AdamW for the others
     learning_rate: float  # the peak
     schedule: str  # cosine, wsd or constant, each after a linear warm-up
     warmup_fraction: float  # of train.steps
     decay_fraction: float  # of train.steps, at the end; wsd only
     final_fraction: float  # last learning rate as a fraction of the peak
-    beta1: float
+    beta1: float  # these three are AdamW's
     beta2: float
     epsilon: float
     weight_decay: float  # matrices only: never norms and embeddings

@@ -16,7 +16,7 @@ _CHOICES = {
     "model.attention": ("auto", "xla", "cudnn", "splash"),
     "model.remat": ("none", "save", "full"),
     "model.compute_dtype": ("bfloat16", "float32"),
-    "optimizer.name": ("adamw",),
+    "optimizer.name": ("adamw", "muon"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
 }
 _POSITIVE = (

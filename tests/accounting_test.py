@@ -77,8 +77,11 @@ def test_tiny_flops():
 
 
 def test_tiny_bytes():
-    size = count_bytes(tiny())
+    size = count_bytes(tiny(), "adamw")
     assert (size.parameters, size.optimizer_state, size.checkpoint) == (1536, 3080, 4616)
+    # Muon: one moment of 96 + 192 values and two of the other 96, three counts, three coefficients.
+    size = count_bytes(tiny(), "muon")
+    assert (size.parameters, size.optimizer_state, size.checkpoint) == (1536, 1944, 3480)
 
 
 def test_uniform_baseline_changes_the_allocation_only():

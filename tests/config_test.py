@@ -33,7 +33,7 @@ BAD_VALUES = [
     ({"train.z_loss": float("nan")}, None, "is not finite"),
     ({"model.rope_theta": 10**400}, None, "is not finite"),
     # choices
-    ({"optimizer.name": "sgd"}, None, "adamw"),
+    ({"optimizer.name": "sgd"}, None, "'adamw', 'muon'"),
     ({"optimizer.schedule": "linear"}, None, "cosine"),
     ({"model.initializer": "zeros"}, None, "normal"),
     ({"model.attention": "flash"}, None, "cudnn"),

@@ -39,7 +39,7 @@ def assert_state_exists(config: Config) -> None:
     saved = sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state))
     )
-    assert saved == count_bytes(config.model).checkpoint
+    assert saved == count_bytes(config.model, config.optimizer.name).checkpoint
 
 
 def test_the_files_are_those_of_the_design():

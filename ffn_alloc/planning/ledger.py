@@ -13,7 +13,7 @@ def summary(config: Config) -> dict[str, Any]:
     model = config.model
     parameters = accounting.count_parameters(model)
     flops = accounting.training_flops(model, config.data.sequence_length)
-    size = accounting.count_bytes(model)
+    size = accounting.count_bytes(model, config.optimizer.name)
     groups = [
         {
             "ffn_dim": group.ffn_dim,
@@ -134,11 +134,12 @@ def _flop_lines(config: Config) -> list[str]:
 
 
 def _byte_lines(config: Config) -> list[str]:
-    size = accounting.count_bytes(config.model)
+    optimizer = config.optimizer.name
+    size = accounting.count_bytes(config.model, optimizer)
     lines = ["bytes, all devices together"]
     for label, count in (
         ("parameters (float32)", size.parameters),
-        ("optimizer state (AdamW)", size.optimizer_state),
+        (f"optimizer state ({optimizer})", size.optimizer_state),
         ("checkpoint", size.checkpoint),
     ):
         lines.append(f"  {label:<30}{count:18,}{count / 2**30:14.2f} GiB")

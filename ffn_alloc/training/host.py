@@ -35,7 +35,8 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
     if config.train.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    if _is_cpu_only() and count_bytes(config.model).checkpoint < _SMALL_STATE:
+    state = count_bytes(config.model, config.optimizer.name).checkpoint
+    if _is_cpu_only() and state < _SMALL_STATE:
         _keep_freed_memory()
     return jax.default_backend()
 

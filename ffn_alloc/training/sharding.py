@@ -23,9 +23,10 @@ _LOGICAL_TO_MESH = {
     "ffn": "tensor",
     "layers": None,
     "norm": None,
+    "coefficients": None,
 }
 
-# The end of a parameter's path to its logical axes. Adam's moments have the same paths.
+# The end of a parameter's path to its logical axes. The optimizers' moments end alike.
 _RULES = (
     (r"embedding/table$", ("vocab", "embed")),
     (r"unembedding/kernel$", ("embed", "vocab")),
@@ -37,6 +38,7 @@ _RULES = (
     (r"groups/\d+/\w+_norm/gain$", ("layers", "norm")),
     (r"final_norm/gain$", ("norm",)),
     (r"(^|/)(step|count)$", ()),
+    (r"(^|/)ns_coeffs$", ("coefficients",)),  # Muon's three
 )
 
 

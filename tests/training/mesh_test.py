@@ -27,27 +27,30 @@ SHAPES = {"1x1x1": 1, "1x8x1": 8, "2x2x2": 8, "1x4x2": 8, "8x1x1": 8}  # to numb
 SAVED = "1x4x2"
 RESTORED = {"2x1x2": 4, "1x1x1": 1}
 STEPS = 5
+MUON = "1x4x2"  # compared with one device, too
 
 
-def config_of(shape: str):
+def config_of(shape: str, optimizer: str = "adamw"):
     data, fsdp, tensor = (int(size) for size in shape.split("x"))
     return micro_config(
+        "uniform" if optimizer == "muon" else "mask:01",  # compiles faster
         **{
             "model.num_kv_heads": 2,
             "train.steps": STEPS,
             "train.global_batch_size": 16,
             "train.microbatch_size": 8 if shape == "2x2x2" else 0,
+            "optimizer.name": optimizer,
             "optimizer.learning_rate": 0.1,
             "optimizer.epsilon": 1e-2,  # no signs of tiny gradients: rounding stays small
             "mesh.data": data,
             "mesh.fsdp": fsdp,
             "mesh.tensor": tensor,
-        }
+        },
     )
 
 
-def mesh_of(shape: str, devices: int):
-    config = config_of(shape)
+def mesh_of(shape: str, devices: int, optimizer: str = "adamw"):
+    config = config_of(shape, optimizer)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     check_mesh(config, mesh)
     return config, mesh
@@ -98,6 +101,10 @@ def report(directory: Path) -> dict:
             checkpoints.close()
             found["saved_digests"] = read_meta(directory, STEPS)["digests"]
             found["contents"]["saved"] = contents([state.params, state.opt_state])
+    found["muon"] = {}
+    for shape in ("1x1x1", MUON):
+        config, mesh = mesh_of(shape, SHAPES[shape], "muon")
+        found["muon"][shape] = train(config, mesh, init_state(config, mesh))[1]
     for shape, devices in RESTORED.items():
         config, mesh = mesh_of(shape, devices)
         record = resume.run_record(config, "fingerprint")
@@ -134,6 +141,12 @@ def test_any_mesh_gives_the_losses_of_one_device(found, shape):
     one = found["losses"]["1x1x1"]
     assert one[0] - one[-1] > 0.1  # it does train
     np.testing.assert_allclose(found["losses"][shape], one, rtol=2e-6)
+
+
+def test_muon_gives_the_losses_of_one_device(found):
+    one = found["muon"]["1x1x1"]
+    assert one[0] - one[-1] > 0.1
+    np.testing.assert_allclose(found["muon"][MUON], one, rtol=2e-6)
 
 
 def test_parameters_and_moments_really_are_split(found):

@@ -43,6 +43,7 @@ REFUSED = [
     ({"train.z_loss": 0.5}, ["train.z_loss: 0.0 -> 0.5"]),
     ({"data.sequence_length": 3}, ["data.sequence_length: 6 -> 3"]),
     ({"data.mask_documents": True}, ["data.mask_documents: False -> True"]),
+    ({"optimizer.name": "muon"}, ["optimizer.name: adamw -> muon"]),
     ({"optimizer.beta2": 0.99}, ["optimizer.beta2: 0.95 -> 0.99"]),
     ({"optimizer.schedule": "wsd"}, ["optimizer.schedule: cosine -> wsd"]),
     (

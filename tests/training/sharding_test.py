@@ -19,10 +19,11 @@ from tests.helpers import tiny_config
 DEVICES = [f"device {i}" for i in range(8)]  # a mesh never looks closer
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied, optimizer", [(False, "adamw"), (True, "adamw"), (True, "muon")])
 @pytest.mark.parametrize("allocation", ["uniform", "middle:0.5", "final:0.3", "blocks:0.5,1,1.5"])
-def test_every_leaf_of_the_state_has_a_rule(allocation, tied):
-    config = tiny_config(allocation, **{"model.tie_embeddings": tied, "mesh.fsdp": 1})
+def test_every_leaf_of_the_state_has_a_rule(allocation, tied, optimizer):
+    overrides = {"model.tie_embeddings": tied, "optimizer.name": optimizer, "mesh.fsdp": 1}
+    config = tiny_config(allocation, **overrides)
     state = abstract_state(config, make_mesh(config.mesh, jax.devices()[:1]))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     assert len(leaves) > 30
