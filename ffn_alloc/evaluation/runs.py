@@ -27,7 +27,7 @@ from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.model.decoder import forward, init_params
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import DamagedCheckpoint, read_meta, restore_items, saved_steps
-from ffn_alloc.training.sharding import make_mesh, shardings
+from ffn_alloc.training.sharding import make_mesh, number_of_slices, shardings
 from ffn_alloc.training.step import layers_per_iteration
 from ffn_alloc.training.workdir import read_config
 
@@ -201,7 +201,9 @@ def load_tokenizer(config: Config) -> Tokenizer:
 def default_mesh(config: Config) -> Mesh:
     """All devices: parameters sharded where d_model divides, whole on each elsewhere."""
     sharded = config.model.d_model % len(jax.devices()) == 0
-    return make_mesh(MeshConfig(data=1 if sharded else -1, fsdp=-1 if sharded else 1, tensor=1))
+    if sharded:
+        return make_mesh(MeshConfig(data=number_of_slices(jax.devices()), fsdp=-1, tensor=1))
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
 
 
 def runnable(config: Config, platform: str) -> Config:

@@ -21,8 +21,8 @@ _DIRECTIONS = {
     "splash_mha_fwd": "forward",
     "splash_mha_dkv": "backward",
 }
-# Custom calls that are no work: marks of TPU's compiler.
-_MARKS = ("AllocateBuffer", "Assume", "AsyncCollective", "Concat", "Slice", "Pin", "Sharding")
+# Custom calls that may hide matrix products; of the others a compiler makes marks and views.
+_KERNELS = ("tpu_custom_call", "__cublas", "__cudnn", "__gpu$", "triton", "mosaic")
 _FREE = set(
     "parameter get-tuple-element tuple bitcast constant iota after-all partition-id replica-id "
     "reshape opt-barrier domain add-dependency".split()
@@ -64,7 +64,7 @@ def _kernel(
     opcode, name = instruction.opcode, instruction.name
     if opcode in _FREE or opcode.endswith("-done") or kind_of(instruction):
         return None
-    if opcode == "custom-call":
+    if opcode == "custom-call" and not product_of(computation, instruction):
         return _custom_call(computation, instruction, times)
     if opcode.endswith("-start"):
         return Kernel(name, "copy", times, 0, _bytes_of(instruction.arrays[:1]), 0, ())
@@ -86,9 +86,9 @@ def _kernel(
 
 def _custom_call(computation: Computation, instruction: Instruction, times: int) -> Kernel | None:
     target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
-    if target.startswith(_MARKS):
-        return None
     named = [d for n, d in _DIRECTIONS.items() if target == n or f"/{n}" in instruction.attributes]
+    if not named and not target.startswith(_KERNELS):
+        return None
     if not named:
         raise ValueError(f"{instruction.name}: what the kernel {target} does is not known")
     arrays = [computation[name].arrays[0] for name in instruction.operands]

@@ -22,12 +22,14 @@ class Product:
 
 
 def product_of(computation: dict[str, Instruction], instruction: Instruction) -> Product | None:
-    """The product that a `dot` or a `convolution` is, else None."""
-    if instruction.opcode not in ("dot", "convolution"):
+    """The product that a `dot`, a `convolution` or a call of cuBLAS is, else None."""
+    library = instruction.attribute(r'custom_call_target="(__cublas\$[^"]*)"')
+    if instruction.opcode not in ("dot", "convolution") and not library:
         return None
     left, right = (computation[name].arrays[0] for name in instruction.operands[:2])
-    if instruction.opcode == "dot":
-        axes = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+    if instruction.opcode != "convolution":
+        named = r'(?:lhs_contracting_dims=\{|"lhs_contracting_dimensions":\[)([\d,"]*)'
+        axes = (instruction.attribute(named) or "").replace('"', "")
         length = math.prod(left.shape[int(axis)] for axis in axes.split(",") if axis)
         flops = 2 * instruction.arrays[0].size * length
     else:

@@ -109,7 +109,10 @@ def _predicted(device_kind: str, devices: int, compiled: Any) -> float | None:
     if chip is None:
         return None
     program = hlo.parse(compiled.as_text())
+    try:
+        found = counting.kernels(program)
+    except ValueError:  # a kernel of this device's compiler that we do not know
+        return None
     topology = Topology(chip, (devices, *(1,) * max(chip.torus_axes - 1, 0)), 1)
     moves = collectives.collectives(program, devices)
-    found = counting.kernels(program)
     return roofline.predict(found, moves, topology, roofline.rates(chip)).step

@@ -20,7 +20,7 @@ def tune(
 
     BadInput if the batch cannot be split over the devices.
     """
-    for mesh in _meshes(topology.devices):
+    for mesh in _meshes(topology):
         for remat in _REMATS:
             for microbatch in _microbatches(config, topology.devices):
                 found = try_one(_candidate(config, mesh, remat, microbatch))
@@ -44,10 +44,10 @@ def flags(forecast: Forecast) -> str:
     return f"{microbatch} --config.model.remat={config.model.remat} {mesh}"
 
 
-def _meshes(devices: int) -> list[MeshConfig]:
-    if devices == 1:
-        return [MeshConfig(data=1, fsdp=1, tensor=1)]
-    return [MeshConfig(data=1, fsdp=-1, tensor=1), MeshConfig(data=-1, fsdp=1, tensor=1)]
+def _meshes(topology: Topology) -> list[MeshConfig]:
+    replicated = MeshConfig(data=-1, fsdp=1, tensor=1)
+    split = MeshConfig(data=topology.slices, fsdp=-1, tensor=1)
+    return [split, replicated] if topology.devices > 1 else [replicated]
 
 
 def _microbatches(config: Config, devices: int) -> list[int]:

@@ -62,6 +62,14 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"does not fill the {len(devices)} devices",
             "Choose sizes whose product is their number, or -1 for one axis",
         )
+    slices = number_of_slices(devices)
+    if sizes["data"] % slices:
+        raise BadInput(
+            "mesh.data",
+            sizes["data"],
+            f"is not divided by the {slices} slices, over which only the data axis goes",
+            f"Give --config.mesh.data={slices} and --config.mesh.fsdp=-1, say",
+        )
     if per_process % sizes["tensor"]:
         raise BadInput(
             "mesh.tensor",
@@ -73,8 +81,17 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return Mesh(np.array(devices).reshape(shape), MESH_AXES)
 
 
+def number_of_slices(devices: list[jax.Device]) -> int:
+    """Groups of TPUs between which there is only the data centre's network; 1 of anything else."""
+    return len({_slice_of(device) for device in devices})
+
+
 def _place(device: jax.Device) -> tuple[int, int, int]:
-    return getattr(device, "slice_index", None) or 0, device.process_index, device.id
+    return _slice_of(device), device.process_index, device.id
+
+
+def _slice_of(device: jax.Device) -> int:
+    return getattr(device, "slice_index", None) or 0
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:

@@ -84,6 +84,21 @@ def test_a_kernel_that_is_not_known_is_an_error():
         counting.kernels(hlo.parse(text))
 
 
+CUBLAS = """
+ENTRY %main (a: bf16[64,32]) -> bf16[64,16] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  %m = s8[0]{0} custom-call(%a), custom_call_target="ZeroCrop"
+  ROOT %g = (bf16[64,16]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+}
+"""  # noqa: E501
+
+
+def test_calls_of_a_library_are_products_and_marks_are_nothing():
+    (found,) = counting.kernels(hlo.parse(CUBLAS))
+    assert (found.kind, found.flops, found.contraction) == ("matmul", 2 * 64 * 32 * 16, 32)
+
+
 COLLECTIVES = """
 %fused (p: f32[64,8]) -> f32[16,8] {
   %p = f32[64,8]{1,0} parameter(0)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from ffn_alloc.config import MeshConfig
 from ffn_alloc.errors import BadInput
 from ffn_alloc.training.sharding import (
     batch_sharding,
@@ -135,3 +136,15 @@ def mesh_config(sizes):
 
 def fake_mesh(shape):
     return SimpleNamespace(shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True)))
+
+
+def test_only_the_data_axis_goes_over_slices():
+    devices = [
+        SimpleNamespace(slice_index=slice_, process_index=slice_, id=4 * slice_ + chip)
+        for slice_ in range(2)
+        for chip in range(4)
+    ]
+    with pytest.raises(BadInput) as caught:
+        make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1), devices)
+    assert caught.value.field == "mesh.data"
+    assert "mesh.data=2" in caught.value.remedy

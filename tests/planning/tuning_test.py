@@ -1,0 +1,53 @@
+"""Which candidates are tried, with forecasts that need no compiler."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from ffn_alloc.errors import BadInput
+from ffn_alloc.planning import tuning
+from ffn_alloc.planning.topology import parse
+from tests.helpers import tiny_config
+
+CONFIG = tiny_config(**{"train.global_batch_size": 64})
+
+
+def fake(fits):
+    def try_one(config):
+        model, each = config.model, config.train.microbatch_size
+        speed = each * {"none": 3, "save": 2, "full": 1}[model.remat] + (config.mesh.fsdp == 1)
+        return SimpleNamespace(config=config, fits=fits(config), tokens_per_second=speed)
+
+    return try_one
+
+
+def test_the_largest_microbatch_that_fits_of_each_policy_and_mesh():
+    small = {"none": 8, "save": 16, "full": 32}
+    tried = list(
+        tuning.tune(
+            CONFIG, parse("h100:8"), fake(lambda c: c.train.microbatch_size <= small[c.model.remat])
+        )
+    )
+    fitting = [(t.config.mesh.fsdp, t.config.model.remat) for t in tried if t.fits]
+    assert fitting == [(fsdp, remat) for fsdp in (-1, 1) for remat in ("none", "save", "full")]
+    sizes = [t.config.train.microbatch_size for t in tried if t.config.model.remat == "none"]
+    assert sizes == [64, 32, 16, 8] * 2
+    chosen = tuning.best(tried)
+    assert (chosen.config.model.remat, chosen.config.mesh.fsdp) == ("save", 1)
+    assert "--config.train.microbatch_size=16 --config.model.remat=save" in tuning.flags(chosen)
+
+
+def test_nothing_fits():
+    tried = list(tuning.tune(CONFIG, parse("h100:1"), fake(lambda _: False)))
+    assert tried and tuning.best(tried) is None
+
+
+def test_slices_are_data_parallel():
+    tried = list(tuning.tune(CONFIG, parse("v5e:2x2", 2), fake(lambda _: True)))
+    assert [dataclasses.astuple(t.config.mesh) for t in tried[:1]] == [(2, -1, 1)]
+
+
+def test_a_batch_that_does_not_divide():
+    with pytest.raises(BadInput, match="train.global_batch_size"):
+        list(tuning.tune(CONFIG, parse("v5e:16x16"), fake(lambda _: True)))
