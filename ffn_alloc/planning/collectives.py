@@ -49,7 +49,7 @@ def _in(
     kind = kind_of(instruction)
     if kind:
         yield kind, instruction, computation
-    elif instruction.opcode == "fusion":
+    elif instruction.opcode == "fusion" or instruction.opcode.endswith("-start"):
         inside = list(program.inside(instruction))
         # TPU: a sum of which each device keeps its part.
         scatters = any(part.opcode == "dynamic-slice" for _, part in inside)

@@ -66,10 +66,12 @@ def _kernel(
         return None
     if opcode == "custom-call" and not product_of(computation, instruction):
         return _custom_call(computation, instruction, times)
-    if opcode.endswith("-start"):
+    inside = list(program.inside(instruction))
+    products = [p for part in inside or [(computation, instruction)] if (p := product_of(*part))]
+    if opcode.endswith("-start") and not products:
+        if any(kind_of(part) for _, part in inside):
+            return None
         return Kernel(name, "copy", times, 0, _bytes_of(instruction.arrays[:1]), 0, ())
-    parts = program.inside(instruction) if opcode == "fusion" else [(computation, instruction)]
-    products = [product for part in parts if (product := product_of(*part))]
     moved = _traffic(program, computation, instruction)
     if not products:
         return Kernel(name, "memory", times, 0, moved, 0, ())

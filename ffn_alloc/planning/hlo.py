@@ -80,13 +80,14 @@ class Program:
     entry: str
 
     def run(self) -> Iterator[tuple[dict[str, Instruction], Instruction, int]]:
-        """(computation, instruction, how often) of all that is executed; fusions are one each."""
+        """(computation, instruction, how often) of all that is executed; fusions, and what is
+        started to run in the background, are one each."""
         yield from self._run(self.entry, 1)
 
     def inside(
         self, instruction: Instruction
     ) -> Iterator[tuple[dict[str, Instruction], Instruction]]:
-        """(computation, instruction) of a fusion's, and of fusions in it; itself if it is none."""
+        """(computation, instruction) of what an instruction calls, and of fusions in that."""
         computation = self.computations.get(instruction.called or "")
         for inner in (computation or {}).values():
             if inner.opcode in ("fusion", "call"):
@@ -100,7 +101,7 @@ class Program:
             if instruction.opcode == "while":
                 body = instruction.attribute(r"body=%?([\w.\-]+)")
                 yield from self._run(body or "", times * self._trips(instruction))
-            elif instruction.opcode in ("call", "async-start") and instruction.called:
+            elif instruction.opcode == "call" and instruction.called:
                 yield from self._run(instruction.called, times)
             elif instruction.opcode == "conditional":
                 raise ValueError(f"{instruction.name}: what a conditional runs cannot be counted")

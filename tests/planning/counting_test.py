@@ -107,11 +107,17 @@ COLLECTIVES = """
   ROOT %part = f32[16,8]{1,0} dynamic-slice(%sum, %i, %i), dynamic_slice_sizes={16,8}
 }
 
+%offloaded (o: bf16[16,8]) -> bf16[16,8] {
+  %o = bf16[16,8]{1,0} parameter(0)
+  ROOT %swap = bf16[16,8]{1,0} all-to-all(%o), channel_id=4, replica_groups={{0,1}}
+}
+
 ENTRY %main (a: bf16[16,8]) -> bf16[64,8] {
   %a = bf16[16,8]{1,0} parameter(0)
   %g = f32[64,8]{1,0} parameter(1)
   %scatter = f32[16,8]{1,0} fusion(%g), kind=kCustom, calls=%fused
   %reduce = f32[64,8]{1,0} all-reduce(%g), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %started = ((bf16[16,8]), bf16[16,8], s32[]) call-start(%a), async_execution_thread="sparsecore", calls=%offloaded
   ROOT %gather = bf16[64,8]{1,0} all-gather(%a), channel_id=1, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
 }
 """  # noqa: E501
@@ -122,6 +128,8 @@ def test_collectives_by_bytes():
     assert found["all-gather"].moved == 64 * 8 * 2 * 3 // 4
     assert found["all-reduce"].moved == 2 * 64 * 8 * 4 * 3 // 4
     assert found["reduce-scatter"].moved == 64 * 8 * 4 * 3 // 4
+    assert found["all-to-all"].moved == 16 * 8 * 2 // 2
+    assert found["all-gather"].blocks and not found["all-to-all"].blocks
     assert not found["all-gather"].crosses
     assert found["reduce-scatter"].crosses  # its groups are 0, 2, 4, 6 and 1, 3, 5, 7
 
