@@ -29,6 +29,7 @@ _FREE = set(
 )
 _VIEWS = ("bitcast", "reshape", "copy", "convert")
 _PARTS = ("dynamic-slice", "slice", "gather")
+_UPDATE = "dynamic-update-slice"
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     """Bytes of main memory: operands read and results written, each once."""
     if instruction.opcode == "fusion":
         inner = program.computations[instruction.called or ""]
-        read = sum(_read(inner, part) for part in inner.values() if part.opcode == "parameter")
-        return read + _written(inner, next(part for part in inner.values() if part.is_root))
-    if instruction.opcode == "dynamic-update-slice":
+        parameters = (part for part in inner.values() if part.opcode == "parameter")
+        read = sum(_read(program, inner, parameter) for parameter in parameters)
+        return read + _written(program, inner, _root(inner))
+    if instruction.opcode == _UPDATE:
         return 2 * _bytes_of(computation[instruction.operands[1]].arrays)
     if instruction.opcode in _PARTS:
         return 2 * _bytes_of(instruction.arrays)
@@ -116,34 +118,49 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     return read + _bytes_of(instruction.arrays)
 
 
-def _read(inner: Computation, parameter: Instruction) -> int:
+def _read(program: Program, inner: Computation, parameter: Instruction) -> int:
     """Of a fusion's operand only what is taken from it, where nothing uses the whole."""
-    uses = list(_uses(inner, parameter.name))
-    if uses and all(use.opcode in _PARTS for use, _ in uses):
-        return sum(_bytes_of(use.arrays) for use, _ in uses)
-    updated = (u.opcode == "dynamic-update-slice" and u.operands[0] == name for u, name in uses)
-    if uses and all(updated):
-        return 0
-    return _bytes_of(parameter.arrays)
+    taken = 0
+    for use, name in _uses(program, inner, parameter.name):
+        if use.opcode in _PARTS and use.operands[0] == name:
+            taken += _bytes_of(use.arrays)
+        elif not kind_of(use) and (use.opcode != _UPDATE or use.operands[0] != name):
+            return _bytes_of(parameter.arrays)
+    return taken
 
 
-def _uses(inner: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
+def _uses(program: Program, inner: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
+    """(instruction, the name that it has for it), behind views and in fusions inside."""
     for use in inner.values():
-        if name in use.operands:
-            if use.opcode in _VIEWS:
-                yield from _uses(inner, use.name)
-            else:
-                yield use, name
+        if name not in use.operands:
+            continue
+        if use.opcode in _VIEWS:
+            yield from _uses(program, inner, use.name)
+        elif use.opcode == "fusion":
+            nested = program.computations[use.called or ""]
+            places = {str(place) for place, given in enumerate(use.operands) if given == name}
+            for part in nested.values():
+                if part.opcode == "parameter" and part.constant in places:
+                    yield from _uses(program, nested, part.name)
+        else:
+            yield use, name
 
 
-def _written(inner: Computation, root: Instruction) -> int:
+def _written(program: Program, inner: Computation, root: Instruction) -> int:
     while root.opcode in ("bitcast", "reshape") and root.operands[0] in inner:
         root = inner[root.operands[0]]
     if root.opcode == "tuple":
-        return sum(_written(inner, inner[name]) for name in root.operands)
-    if root.opcode == "dynamic-update-slice":
+        return sum(_written(program, inner, inner[name]) for name in root.operands)
+    if root.opcode == "fusion":
+        nested = program.computations[root.called or ""]
+        return _written(program, nested, _root(nested))
+    if root.opcode == _UPDATE:
         return _bytes_of(inner[root.operands[1]].arrays)
-    return 0 if root.opcode == "parameter" else _bytes_of(root.arrays)
+    return 0 if root.opcode == "parameter" or kind_of(root) else _bytes_of(root.arrays)
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(part for part in computation.values() if part.is_root)
 
 
 def _bytes_of(arrays: Sequence[Array]) -> int:

@@ -84,6 +84,38 @@ def test_a_kernel_that_is_not_known_is_an_error():
         counting.kernels(hlo.parse(text))
 
 
+STACKED = """
+%nested (n: bf16[24,8,128], i: s32[]) -> bf16[8,128] {
+  %n = bf16[24,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %one = bf16[1,8,128]{2,1,0} dynamic-slice(%n, %i, %i, %i), dynamic_slice_sizes={1,8,128}
+  ROOT %view = bf16[8,128]{1,0} bitcast(%one)
+}
+
+%fused (p: bf16[24,8,128], q: bf16[24,8,128], j: s32[]) -> bf16[24,8,128] {
+  %p = bf16[24,8,128]{2,1,0} parameter(0)
+  %q = bf16[24,8,128]{2,1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %layer = bf16[8,128]{1,0} fusion(%p, %j), kind=kLoop, calls=%nested
+  %as = bf16[1,8,128]{2,1,0} bitcast(%layer)
+  ROOT %kept = bf16[24,8,128]{2,1,0} dynamic-update-slice(%q, %as, %j, %j, %j)
+}
+
+ENTRY %main (a: bf16[24,8,128]) -> bf16[24,8,128] {
+  %a = bf16[24,8,128]{2,1,0} parameter(0)
+  %b = bf16[24,8,128]{2,1,0} parameter(1)
+  %k = s32[] parameter(2)
+  ROOT %f = bf16[24,8,128]{2,1,0} fusion(%a, %b, %k), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_of_a_stack_only_the_layer_moves():
+    """Read by a slice in a fusion inside, written by an update in place; and two indices."""
+    (found,) = counting.kernels(hlo.parse(STACKED))
+    assert found.bytes == 2 * (8 * 128 * 2) + 4
+
+
 CUBLAS = """
 ENTRY %main (a: bf16[64,32]) -> bf16[64,16] {
   %a = bf16[64,32]{1,0} parameter(0)
