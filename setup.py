@@ -10,7 +10,8 @@ EXTRAS = {
     "eval": ["lm_eval>=0.4.13,<0.5", "matplotlib>=3.9"],
     # Hugging Face formats; with torch and transformers there, `export` also compares logits.
     "export": ["safetensors>=0.5"],
-    # `prepare --runner=...`; further runners need more, such as apache-beam[gcp].
+    # `prepare --runner=...`; further runners need more, such as apache-beam[gcp]. In an environment
+    # of its own: its protobuf is older than the one that `export` needs for SentencePiece models.
     "beam": ["apache-beam>=2.77"],
     # Run directories and prepared rows in Google Cloud Storage (gs://…), and an emulator of it.
     "gcs": ["gcsfs>=2026.1"],

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import sentencepiece.sentencepiece_model_pb2 as proto
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
@@ -24,8 +23,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # SentencePiece.type
 
 def convert(path: Path) -> tokenizers.Tokenizer:
     """BadInput for kinds of models that tokenizer.json cannot hold exactly."""
-    model = proto.ModelProto()
-    model.ParseFromString(path.read_bytes())
+    model = _parsed(path)
     kinds = {piece.type for piece in model.pieces} - {_NORMAL, _UNKNOWN, _CONTROL, _BYTE}
     kind = model.trainer_spec.model_type
     if kinds or kind not in (_UNIGRAM, _BPE):
@@ -40,6 +38,20 @@ def convert(path: Path) -> tokenizers.Tokenizer:
         [tokenizers.AddedToken(piece, special=True, normalized=False) for piece in special]
     )
     return tokenizer
+
+
+def _parsed(path: Path) -> Any:
+    """The model's protocol buffer."""
+    try:
+        import sentencepiece.sentencepiece_model_pb2 as proto
+    except Exception as error:  # protobuf has an error of its own for versions that do not match
+        remedy = "Export from an environment without the extra beam, whose protobuf is too old"
+        raise BadInput(
+            "data.tokenizer", str(path), f"cannot be read here: {error}", remedy
+        ) from error
+    model = proto.ModelProto()
+    model.ParseFromString(path.read_bytes())
+    return model
 
 
 def _bpe(model: Any) -> models.BPE:

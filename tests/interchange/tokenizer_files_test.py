@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ffn_alloc.data import tokenizer as kinds
@@ -51,7 +52,7 @@ def _train_sentencepiece(path: Path, **options) -> str:
         minloglevel=2,
         **options,
     )
-    proto = sentencepiece_json.proto.ModelProto.FromString(model.getvalue())
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     if options["model_type"] == "bpe":
         place = next(i for i, piece in enumerate(proto.pieces) if piece.type == 1)
         proto.pieces[place].piece, proto.pieces[place].score = "\u2581\u2581", -1e9
