@@ -11,6 +11,7 @@ import pytest
 from ffn_alloc.accounting import training_flops
 from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import speed
+from ffn_alloc.training.timing import Measurement
 from tests import main_test
 from tests.helpers import tiny_config
 
@@ -62,23 +63,17 @@ def test_no_result_to_compare_with_is_said_before_any_work(tmp_path):
         speed.read(tmp_path / "other.json")
 
 
-class Measured:
-    step_seconds = (1.0, 2.0, 4.0)
-    median, data_wait_fraction, compile_seconds, peak_bytes = 2.0, 0.01, 3.0, 1 << 30
-    compiled = None
-
-    def quantile(self, fraction):
-        return self.step_seconds[0 if fraction < 0.5 else -1]
-
-
 def test_mfu_by_hand(monkeypatch):
     monkeypatch.setattr(speed, "_predicted", lambda *_: 1.5)
     config = tiny_config()
-    values = speed.summary(config, "NVIDIA H100 80GB HBM3", 4, Measured())
+    values = speed.summary(
+        config, "NVIDIA H100 80GB HBM3", 4, Measurement((1.0, 2.0, 4.0), 0.07, 3.0, 1 << 30, None)
+    )
     flops = training_flops(config.model, config.data.sequence_length)
     per_second = config.tokens_per_step / 2.0
     assert values["mfu_causal"] == pytest.approx(per_second * flops.causal / (4 * 989.4e12))
     assert values["mfu_full"] == pytest.approx(per_second * flops.full / (4 * 989.4e12))
+    assert values["data_wait_fraction"] == pytest.approx(0.01)
     shown = speed.text(values | {"ratios": speed.ratios(values, values | {"devices": 1})})
     assert "predicted     1.5000 s" in shown
     assert "beware: devices differ" in shown

@@ -21,8 +21,6 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import collectives, counting, hlo
 from ffn_alloc.planning.topology import Topology, parse
 
-_GPUS_OF_A_NODE = 8
-
 # For the compiler: multiprocessors, float32 units in each, clock (GHz), second-level cache,
 # shared memory of a multiprocessor and the most a block may ask for, compute capability.
 # From NVIDIA's white papers of the Ampere and Hopper architectures.
@@ -85,14 +83,16 @@ def _devices(topology: Topology) -> list[Any]:
 
     if topology.chip.platform == "tpu":
         _require("libtpu", topology, "tpu")
-        name = f"{topology.chip.name}:{'x'.join(map(str, topology.sizes))}"
-        arguments: dict[str, Any] = {"topology_name": name, "num_slices": topology.slices}
+        arguments: dict[str, Any] = {
+            "topology_name": topology.name,
+            "num_slices": topology.slices,
+        }
         if topology.chip.name == "v4":
             arguments["chip_config_name"] = "megacore"  # as on Cloud TPUs: one device a chip
     else:
         _require("jax_cuda12_plugin", topology, "cuda")
         _require("nvidia.cudnn", topology, "cuda")
-        nodes = -(-topology.devices // _GPUS_OF_A_NODE)
+        nodes = topology.nodes
         arguments = {
             "topology_name": topology.chip.name,
             "topology": f"1x{nodes}x{topology.devices // nodes}",

@@ -151,7 +151,7 @@ def collective_table(collectives: Sequence[Collective]) -> dict[str, dict[str, i
 
 
 def _compiled(config: Config, topology: Topology) -> dict[str, Any]:
-    name = f"{topology.chip.name}:{'x'.join(map(str, topology.sizes))}"
+    name = topology.name
     request = {"config": to_dict(config), "topology": name, "slices": topology.slices}
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))

@@ -9,7 +9,7 @@ from ffn_alloc.planning.forecast import Forecast, collective_table, summary
 
 _ASSUMED = (
     "A prediction, not a measurement: kernels one after the other at usual fractions of the "
-    "chip's figures, copies and collectives fully hidden behind them (planning/roofline.py; "
+    "chip's figures, what runs in the background fully hidden behind them (planning/roofline.py; "
     "--calibrate=FILE takes measured rates)."
 )
 

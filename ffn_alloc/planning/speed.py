@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ffn_alloc import accounting
 from ffn_alloc.chips import chip_of
@@ -10,29 +10,14 @@ from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import collectives, counting, hlo, roofline
 from ffn_alloc.planning.topology import Topology
+from ffn_alloc.training.timing import Measurement
 
 _COMPARED = ("tokens_per_sec", "step_seconds_median", "peak_bytes", "compile_seconds")
 
 
-class Measured(Protocol):
-    """training.measuring.Measurement."""
-
-    @property
-    def median(self) -> float: ...
-    @property
-    def data_wait_fraction(self) -> float: ...
-    @property
-    def compile_seconds(self) -> float: ...
-    @property
-    def peak_bytes(self) -> int: ...
-    @property
-    def step_seconds(self) -> tuple[float, ...]: ...
-    @property
-    def compiled(self) -> Any: ...
-    def quantile(self, fraction: float) -> float: ...
-
-
-def summary(config: Config, device_kind: str, devices: int, measured: Measured) -> dict[str, Any]:
+def summary(
+    config: Config, device_kind: str, devices: int, measured: Measurement
+) -> dict[str, Any]:
     """JSON values: seconds, tokens/s of all devices, bytes of one; MFU None without a peak."""
     chip = chip_of(device_kind)
     flops = accounting.training_flops(config.model, config.data.sequence_length)

@@ -21,7 +21,12 @@ class Topology:
 
     def __str__(self) -> str:
         slices = f" x {self.slices} slices" if self.slices > 1 else ""
-        return f"{self.chip.name}:{'x'.join(map(str, self.sizes))}{slices}"
+        return self.name + slices
+
+    @property
+    def name(self) -> str:
+        """Of one slice, as `parse` reads it."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.sizes))}"
 
     @property
     def devices(self) -> int:
@@ -45,14 +50,15 @@ class Topology:
         """
         if self.chip.platform == "gpu":
             # Of several nodes each GPU has its own network card.
-            return self.chip.link_bandwidth if self.fits_a_node else self.chip.network_bandwidth
+            return self.chip.link_bandwidth if self.nodes == 1 else self.chip.network_bandwidth
         ring = 16 if self.chip.torus_axes == 2 else 4
         directions = sum(2 if size >= ring else 1 for size in self.sizes if size > 1)
         return max(directions, 1) * self.chip.link_bandwidth
 
     @property
-    def fits_a_node(self) -> bool:
-        return self.devices <= _GPUS_OF_A_NODE
+    def nodes(self) -> int:
+        """Machines with GPUs."""
+        return -(-self.devices // _GPUS_OF_A_NODE)
 
 
 def parse(text: str, slices: int = 1) -> Topology:
@@ -69,6 +75,6 @@ def parse(text: str, slices: int = 1) -> Topology:
         problem = "needs to be 1 for GPUs, and positive"
         raise BadInput("--slices", slices, problem, "Name all GPUs in the topology: h100:16")
     topology = Topology(chip, sizes, slices)
-    if chip.platform == "gpu" and not topology.fits_a_node and topology.devices % _GPUS_OF_A_NODE:
+    if chip.platform == "gpu" and topology.nodes > 1 and topology.devices % _GPUS_OF_A_NODE:
         raise BadInput("--topology", text, "is no number of whole nodes", "Give multiples of 8")
     return topology

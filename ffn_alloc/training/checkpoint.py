@@ -8,6 +8,7 @@ What Orbax does not notice (flipped bits) our own digests do, at every restore.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -256,11 +257,11 @@ def _everywhere(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
-    def arrays() -> ocp.StandardCheckpointHandler:
-        return ocp.StandardCheckpointHandler(
-            save_concurrent_gb=_GB_IN_FLIGHT, restore_concurrent_gb=_GB_IN_FLIGHT
-        )
-
+    arrays = functools.partial(
+        ocp.StandardCheckpointHandler,
+        save_concurrent_gb=_GB_IN_FLIGHT,
+        restore_concurrent_gb=_GB_IN_FLIGHT,
+    )
     return ocp.CompositeCheckpointHandler(
         params=arrays(), optimizer=arrays(), meta=ocp.JsonCheckpointHandler()
     )
@@ -284,19 +285,15 @@ def _delete(path: epath.Path) -> None:
     """From the first moment on it is no checkpoint any more."""
     if is_remote(path):
         (path / _COMMITTED).unlink()
-        path.rmtree()
-    else:
-        _set_aside(path, _EVICTED).rmtree()
+    (path if is_remote(path) else _set_aside(path, _EVICTED)).rmtree()
 
 
 def _set_aside(path: epath.Path, suffix: str) -> epath.Path:
     """Renames a checkpoint so that it no longer counts as one.
 
-    In a bucket that is copying and deleting: cut short, both are there, and each as it was or
-    with a part missing, which is noticed.
+    In a bucket by copying and deleting: cut short, one lacks a part, which is noticed.
     """
-    target = path.parent / (path.name + suffix)
-    number = 1
+    number, target = 1, path.parent / (path.name + suffix)
     while target.exists():
         number += 1
         target = path.parent / f"{path.name}{suffix}{number}"

@@ -1,11 +1,9 @@
 """The speed of the real step: real data, logging on, nothing but warm-up left out."""
 
 import contextlib
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +16,11 @@ from ffn_alloc.training.compilation import compile_train_step, peak_bytes
 from ffn_alloc.training.sharding import batch_sharding
 from ffn_alloc.training.state import init_state
 from ffn_alloc.training.step import put_batch
+from ffn_alloc.training.timing import Measurement
 from ffn_alloc.training.update_log import UpdateLog
 from ffn_alloc.training.writers import MetricsWriter, Terminal
 
 _WARM_UP = 3  # steps; the first ones allocate and fill caches
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Of `steps` steps; seconds."""
-
-    step_seconds: tuple[float, ...]
-    data_wait_seconds: float
-    compile_seconds: float
-    peak_bytes: int  # of one device: measured, or on CPU what the compiler says
-    compiled: Any  # jax.stages.Compiled
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.step_seconds)
-
-    @property
-    def data_wait_fraction(self) -> float:
-        return self.data_wait_seconds / sum(self.step_seconds)
-
-    def quantile(self, fraction: float) -> float:
-        return float(np.quantile(self.step_seconds, fraction))
 
 
 def measure(

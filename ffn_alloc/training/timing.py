@@ -1,8 +1,13 @@
 """The run's clock: step time, tokens a second, model FLOPs utilization, time left."""
 
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from ffn_alloc.accounting import training_flops
 from ffn_alloc.chips import chip_of
@@ -54,6 +59,28 @@ class Clock:
         """Forgets what was measured since the last reading."""
         self._start = time.perf_counter()
         self._steps, self._paused, self._data_wait = 0, 0.0, 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of `steps` steps; seconds."""
+
+    step_seconds: tuple[float, ...]
+    data_wait_seconds: float
+    compile_seconds: float
+    peak_bytes: int  # of one device: measured, or on CPU what the compiler says
+    compiled: Any  # jax.stages.Compiled
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.step_seconds)
+
+    @property
+    def data_wait_fraction(self) -> float:
+        return self.data_wait_seconds / sum(self.step_seconds)
+
+    def quantile(self, fraction: float) -> float:
+        return float(np.quantile(self.step_seconds, fraction))
 
 
 def time_left(steps: int, step_seconds: float) -> str:
