@@ -23,6 +23,7 @@ from ffn_alloc.allocation import LayerGroup, group_layers
 from ffn_alloc.config import ModelConfig
 from ffn_alloc.model.layers import (
     SAVED_NAMES,
+    SAVED_UNROLLED,
     DecoderLayer,
     RMSNorm,
     matrix_std,
@@ -209,7 +210,7 @@ def _layer_graph(model: ModelConfig, ffn_dim: int) -> nnx.GraphDef:
 
 
 def _remat(layer: Any, policy: str, in_loop: bool) -> Any:
-    """What backward recomputes: none (nothing), save (all but SAVED_NAMES), full (the layer).
+    """What backward recomputes: none (nothing), save (all but what layers.py names), full (all).
 
     A loop keeps the compiler from merging the recomputation with the first computation; laid
     out one after the other, layers need barriers for that (prevent_cse).
@@ -220,7 +221,7 @@ def _remat(layer: Any, policy: str, in_loop: bool) -> Any:
         return jax.checkpoint(layer, prevent_cse=not in_loop)
     policies = jax.checkpoint_policies
     saves = policies.save_from_both_policies(
-        policies.save_only_these_names(*SAVED_NAMES),
+        policies.save_only_these_names(*SAVED_NAMES, *(() if in_loop else SAVED_UNROLLED)),
         # cuDNN's kernel also returns softmax statistics, which have no name: without them
         # backward would run the forward kernel again.
         lambda primitive, *_, **__: "dot_product_attention" in primitive.name,

@@ -1,10 +1,11 @@
-"""Training steps on this CPU against transformers' Llama in torch, on demand: ratios only.
+"""Training steps on this CPU against other people's Llama, on demand: ratios only.
 
-    pip install -e ".[test,parity]" && python -m tests.against_torch quickstart
-    python -m tests.against_torch 100m
+    pip install -e ".[test,parity]" && python -m tests.against_others quickstart torch
+    pip install --pre levanter && python -m tests.against_others 100m levanter
 
-Float32, all cores, the same shapes and tokens; forward, backward, clipping and AdamW on both sides.
-The two take turns, a few steps each, so that other work on the machine falls on both.
+`torch` is transformers' Llama. Float32, all cores, the same shapes and tokens; forward, backward,
+clipping and AdamW on both sides. They take turns, a few steps each, so that other work on the
+machine falls on all.
 """
 
 import sys
@@ -13,8 +14,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import torch
-import transformers
 
 from ffn_alloc import cli
 from ffn_alloc.config import Config
@@ -34,7 +33,7 @@ _ALLOCATIONS = ("uniform", "middle:0.7")
 
 
 def main() -> None:
-    shape = sys.argv[1]
+    shape, other = sys.argv[1:]
     arguments = ["--config=configs/quickstart.py", *(f"--config.{a}" for a in _SHAPES[shape])]
     configs = {
         f"{allocation}, unroll {unroll}": cli.load(
@@ -50,12 +49,11 @@ def main() -> None:
     first = next(iter(configs.values()))
     host.set_up_devices(first, cache_root() / "compiled")
     steps = {name: ours(config) for name, config in configs.items()}
-    for fused in (False, True):
-        steps[f"torch, {'fused' if fused else 'default'} AdamW"] = torchs(first, fused)
+    steps |= {"torch": torchs, "levanter": levanters}[other](first)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(_TURNS):
         for name, step in steps.items():
-            step()  # caches
+            step()  # caches, and the first time the others compile
             start = time.perf_counter()
             for _ in range(_STEPS):
                 step()
@@ -63,7 +61,7 @@ def main() -> None:
     tokens = first.tokens_per_step
     for name, each in seconds.items():
         median = float(np.median(each))
-        print(f"{shape}: {name:28} {median:.4f} s a step, {tokens / median:8,.0f} tokens/s")
+        print(f"{shape}: {name:36} {median:.4f} s a step, {tokens / median:8,.0f} tokens/s")
 
 
 def ours(config: Config) -> Callable[[], None]:
@@ -78,7 +76,17 @@ def ours(config: Config) -> Callable[[], None]:
     return step
 
 
-def torchs(config: Config, fused: bool) -> Callable[[], None]:
+def torchs(config: Config) -> dict[str, Callable[[], None]]:
+    return {
+        f"torch, {'fused' if fused else 'default'} AdamW": _torch(config, fused)
+        for fused in (False, True)
+    }
+
+
+def _torch(config: Config, fused: bool) -> Callable[[], None]:
+    import torch
+    import transformers
+
     model = config.model
     llama = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -108,6 +116,63 @@ def torchs(config: Config, fused: bool) -> Callable[[], None]:
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
+
+    return step
+
+
+def levanters(config: Config) -> dict[str, Callable[[], None]]:
+    """Its Llama and loss under optax' AdamW, with and without its scan and its checkpointing."""
+    return {
+        f"levanter, {'scan' if scan else 'loop'}, checkpointing {remat}": _levanter(
+            config, scan, remat
+        )
+        for scan in (True, False)
+        for remat in (True, False)
+    }
+
+
+def _levanter(config: Config, scan: bool, remat: bool) -> Callable[[], None]:
+    import equinox
+    import haliax
+    import jax.numpy as jnp
+    import optax
+    from levanter.layers.attention import AttentionMask
+    from levanter.models.llama import LlamaConfig, LlamaLMHeadModel
+    from levanter.models.lm_model import LmExample, compute_next_token_loss
+
+    model = config.model
+    shape = LlamaConfig(
+        seq_len=config.data.sequence_length,
+        hidden_dim=model.d_model,
+        intermediate_dim=model.d_ff,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        gradient_checkpointing=remat,
+        scan_layers=scan,
+    )
+    vocabulary = haliax.Axis("vocab", model.vocab_size)
+    llama = LlamaLMHeadModel.init(vocabulary, shape, key=jax.random.key(0))
+    rows = haliax.Axis("batch", config.train.global_batch_size)
+    tokens = haliax.named(jnp.asarray(_batch(config)["inputs"]), (rows, shape.Pos))
+    mask = haliax.ones_like(tokens).astype(jnp.float32)
+    example = LmExample(tokens, mask, AttentionMask.causal())
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(1e-4, b2=0.95, weight_decay=0.1)
+    )
+    held = [llama, optimizer.init(equinox.filter(llama, equinox.is_inexact_array))]
+
+    @equinox.filter_jit(donate="all-except-first")
+    def update(example, llama, state):
+        loss = equinox.filter_value_and_grad(lambda llama: compute_next_token_loss(llama, example))
+        value, grads = loss(llama)
+        updates, state = optimizer.update(grads, state, llama)
+        return equinox.apply_updates(llama, updates), state, value
+
+    def step() -> None:
+        held[0], held[1], value = update(example, *held)
+        jax.block_until_ready(value)
 
     return step
 
