@@ -14,10 +14,7 @@ from ffn_alloc.config import Config, from_dict
 from ffn_alloc.errors import EXIT_BAD_INPUT, BadInput
 
 _REMEDY = "See configs/recipe.py for every field, and README.md for the commands"
-
-config_flags.DEFINE_config_file(
-    "config", None, "Config file, FILE.py or FILE.py:ARGUMENT; --config.a.b=VALUE overrides."
-)
+_CONFIG_HELP = "Config file, FILE.py or FILE.py:ARGUMENT; --config.a.b=VALUE overrides."
 
 
 def run(verb: Callable[[Config], None]) -> None:
@@ -54,9 +51,8 @@ def run_without_config(
 
 def load(arguments: Sequence[str]) -> Config:
     """The config that a verb gets from --config=FILE and --config.a.b=VALUE, or BadInput."""
-    values, argv = flags.FlagValues(), ["", *arguments]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    _parse(values, argv)
+    values = flags.FlagValues()
+    _parse(values, ["", *arguments])
     return _config(values)
 
 
@@ -76,6 +72,10 @@ def _parse_or_exit(argv: Sequence[str]) -> list[str]:
         return _parse(flags.FLAGS, argv)
     except BadInput as error:
         _exit_bad_input(error)
+    except SystemExit:
+        if any(re.match(r"--?(help|\?)", argument) for argument in argv[1:]):
+            sys.exit(0)  # absl has printed the help, and ends with 1
+        raise
 
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
@@ -84,8 +84,13 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     root = str(Path(__file__).resolve().parent.parent)
     if sys.path[0] != root:
         sys.path.insert(0, root)
-    try:
-        rest = values(list(argv))
+    argv = list(argv)
+    try:  # defining reads what --flagfile names
+        config_flags.DEFINE_config_file(
+            "config", None, _CONFIG_HELP, flag_values=values, sys_argv=argv
+        )
+        values.register_key_flag_for_module(argv[0], values["config"])  # --help shows these
+        rest = values(argv)
     except Exception as error:  # a config file can raise anything
         raise _explained(argv, error) from error
     if len(rest) > 1:
@@ -95,6 +100,9 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 def _explained(argv: Sequence[str], error: Exception) -> BadInput:
     """Names the flag that an error of the parser is about."""
+    if isinstance(error, flags.CantOpenFlagFileError) and isinstance(error.__context__, OSError):
+        cause = error.__context__
+        return BadInput("--flagfile", cause.filename, cause.strerror, "Name a file of flags")
     words = re.findall(r"\w+", str(error))
     for argument in argv[1:]:
         field, _, value = argument.partition("=")

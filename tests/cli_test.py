@@ -30,6 +30,10 @@ BAD_INPUT = [
     ([QUICKSTART, "--nothing"], "Unknown command line flag 'nothing'"),
     ([QUICKSTART, "--json=maybe"], "--json = 'maybe'"),
     ([QUICKSTART, "positional"], "'positional': unknown"),
+    ([QUICKSTART, "--flagfile=/missing"], "--flagfile = '/missing': No such file or directory"),
+    (["--flagfile=configs"], "--flagfile = 'configs': Is a directory"),
+    (["--flagfile"], "--flagfile with no argument"),
+    (["--config=configs/recipe.py"], "no attribute 'get_config'"),
     ([QUICKSTART, "--config.nothing=1"], "--config.nothing = '1': unknown key"),
     ([QUICKSTART, "--config.model.nothing=1"], "--config.model.nothing = '1': unknown key"),
     ([QUICKSTART, "--config.train.steps=many"], "--config.train.steps = 'many'"),
@@ -48,6 +52,21 @@ BAD_INPUT = [
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
     assert_bad_input(run(*arguments), message)
+
+
+@pytest.mark.parametrize("verb", "main prepare plan bench evaluate sweep export report".split())
+def test_help_is_printed_and_exit_code_0(verb):
+    done = run("--help", verb=verb)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python -m ffn_alloc.{verb}" in done.stdout
+    option = {"evaluate": "--workdir", "export": "--workdir", "report": "--runs"}.get(verb)
+    assert (option or "--config") in done.stdout
+
+
+def test_flags_may_lie_in_a_file(tmp_path):
+    (tmp_path / "flags").write_text(f"{QUICKSTART}\n--config.name=filed\n")
+    done = run(f"--flagfile={tmp_path / 'flags'}")
+    assert done.returncode == 0 and done.stdout.startswith("filed  middle:0.7"), done.stderr
 
 
 def assert_bad_input(done, message):

@@ -14,7 +14,7 @@ FLOORS = [
     "errors paths shapes allocation accounting chips config validation __init__",
     "model data training.optimizer training.sharding training.metrics training.writers "
     "training.timing training.host training.workdir training.lease training.processes "
-    "training.watchdog training.bucket_files training.__init__",
+    "training.watchdog training.bucket_files training.room training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume",
     "training.loop training.update_log training.measuring "
     "evaluation planning reporting interchange sweeping",

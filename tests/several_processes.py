@@ -40,24 +40,58 @@ def finish(workdir: Path, count: int, **options) -> Path:
     return workdir
 
 
+# Appends to the file `seen`.INDEX, for each update, a CRC of every row that the process puts in.
+SEEN = """
+import zlib
+from ffn_alloc.training import loop
+put = loop.put_batch
+def recorded(batch, *rest):
+    with open(f"{seen}.{index}", "a") as file:
+        print(*(zlib.crc32(row.tobytes()) for row in batch["inputs"]), file=file)
+    return put(batch, *rest)
+loop.put_batch = recorded
+"""
+
+
 def process_counts(directory: Path) -> None:
     """2 -> 1 and 2 -> 4 -> 1 in the middle of an epoch, against one process."""
-    one = finish(directory / "one", 1)
+    one = finish(directory / "one", 1, prelude=_seen(directory / "one", 0))
+    expected = _rows_of_updates(one, [1])
     for counts in ([2, 1], [2, 4, 1]):
         workdir, stops = directory / "-".join(map(str, counts)), []
         for number, count in enumerate(counts[:-1]):
-            run = start(workdir, count)
+            run = start(workdir, count, prelude=_seen(workdir, number))
             run.wait_for(f"step {15 + 20 * number}/")
             run.running[-1].send_signal(signal.SIGTERM)
             assert run.wait() == [75] * count, run.output()
             stops.append(max(int(p.name) for p in (workdir / "checkpoints").iterdir()))
-        finish(workdir, counts[-1])
+        finish(workdir, counts[-1], prelude=_seen(workdir, len(stops)))
         assert len(losses(workdir)) == STEPS
         difference = np.max(np.abs(losses(workdir) / losses(one) - 1))
-        print(
-            f"{counts}, stopped at {stops}: losses differ by {difference:.1e} at most", flush=True
-        )
+        print(f"{counts}, stopped at {stops}: losses differ by {difference:.1e} at most")
         assert difference < 2e-5
+        assert _rows_of_updates(workdir, counts) == expected
+        every = [row for update in expected for row in update]
+        print(
+            f"{len(every)} rows ({len(set(every))} different) of {STEPS} steps are the same",
+            flush=True,
+        )
+
+
+def _seen(workdir: Path, number: int) -> str:
+    """The prelude of the `number`th run in `workdir`."""
+    return f"seen = {f'{workdir}.seen{number}'!r}\n{SEEN}"
+
+
+def _rows_of_updates(workdir: Path, counts: list[int]) -> list[list[str]]:
+    """For each update of all runs: the rows of its processes, in the processes' order."""
+    updates = []
+    for number, count in enumerate(counts):
+        files = [Path(f"{workdir}.seen{number}.{index}") for index in range(count)]
+        lines = [file.read_text().splitlines() for file in files]
+        updates += [" ".join(parts).split() for parts in zip(*lines, strict=True)]
+    assert [len(update) for update in updates] == [DEVICES] * STEPS
+    return updates
 
 
 def kills(directory: Path) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import is_remote
 from ffn_alloc.training import processes
 from ffn_alloc.training.metrics import digest, is_finite
+from ffn_alloc.training.room import shortage
 from ffn_alloc.training.sharding import path_string
 from ffn_alloc.training.state import TrainState
 
@@ -35,7 +35,6 @@ _COMMITTED = "commit_success.txt"  # Orbax's, in buckets
 # Orbax encodes this much of an item at a time; without a limit a save needs twice the memory of
 # the state, and is no faster.
 _GB_IN_FLIGHT = 2
-_METADATA = 1 << 20  # bytes, about what a checkpoint takes beside its arrays
 
 
 class DamagedCheckpoint(Exception):
@@ -141,19 +140,12 @@ class Checkpoints:
         self._writer.close()
 
     def _check_room(self, items: Any, step: int) -> None:
-        """BadInput unless the disk has room. Orbax would find out too, but its threads wait five
-        minutes for a directory that another thread could not make, and keep the process so long.
-        """
-        if is_remote(self.directory):
-            return
-        needed = _METADATA + sum(leaf.nbytes for leaf in jax.tree.leaves(items))
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
+        lacking = shortage(self.directory, jax.tree.leaves(items), jax.process_count())
+        if lacking:
             raise BadInput(
                 "--workdir",
                 str(self.directory),
-                f"has {free / 1e9:.3f} GB free, and the checkpoint of step {step} needs "
-                f"{needed / 1e9:.3f} GB. It was not saved. {self._last_good()}",
+                f"{lacking}. That of step {step} was not saved. {self._last_good()}",
                 "Make room, and run the same command again to go on",
             )
 

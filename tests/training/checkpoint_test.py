@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffn_alloc.errors import BadInput
-from ffn_alloc.training import checkpoint
 from ffn_alloc.training.checkpoint import (
     Checkpoints,
     SaveFailed,
@@ -86,24 +84,6 @@ def test_a_save_that_failed_in_the_background_is_not_silent(tmp_path, monkeypatc
         with pytest.raises(SaveFailed, match=r"no space.*The last good checkpoint is .*/2$"):
             act()
     assert names(checkpoints) == ["1", "2"]  # nothing evicted for a checkpoint that is not there
-
-
-def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_save(tmp_path, monkeypatch):
-    checkpoints, state = save(tmp_path, 1), make_state(2)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
-
-    def left(free: int) -> None:
-        usage = shutil.disk_usage(tmp_path)._replace(free=size + free)
-        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
-
-    left((1 << 20) - 1)
-    with pytest.raises(BadInput, match="0.001 GB free.* step 2 .*last good checkpoint is .*/1.*"):
-        checkpoints.save(state, 2)
-    assert names(checkpoints) == ["1"]
-    left(1 << 20)
-    checkpoints.save(state, 2)
-    checkpoints.close()
-    assert names(checkpoints) == ["1", "2"]
 
 
 def test_leftovers_of_a_kill_are_cleaned_and_never_restored(tmp_path):
