@@ -62,6 +62,7 @@ def recipe(size: str, allocation: str, name: str) -> ConfigDict:
                 steps=round(_TOKENS_PER_PARAMETER * parameters / tokens_per_step),
                 global_batch_size=_GLOBAL_BATCH_SIZE,
                 microbatch_size=0,
+                loss_chunks=1,
                 z_loss=0.0,
                 log_every=10,
                 log_layers_every=500,

@@ -64,6 +64,7 @@ class TrainConfig:
     steps: int
     global_batch_size: int  # sequences a step
     microbatch_size: int  # sequences a forward/backward pass; 0: the whole batch at once
+    loss_chunks: int  # parts of the positions, whose logits are made one part at a time
     z_loss: float  # weight of log(Z)^2; 0: none
     log_every: int
     log_layers_every: int  # per-layer norms, 0: never
@@ -155,8 +156,8 @@ def identity(config: Config) -> dict[str, Any]:
     """Flat fields that decide which model a run gives; a resume must not change them.
 
     `ffn_dims` stands for the allocation's text. Where the data lies, how the work is cut (mesh,
-    microbatches, remat, unroll, kernel), logging and saving are left out: they may change.
-    `train.steps` is left out too, since the schedule decides whether it may.
+    microbatches, loss chunks, remat, unroll, kernel), logging and saving are left out: they may
+    change. `train.steps` is left out too, since the schedule decides whether it may.
     """
     model = dataclasses.asdict(config.model)
     for name in ("allocation", "num_layers", "d_ff", "ffn_tile", "remat", "unroll", "attention"):

@@ -22,8 +22,8 @@ _CHOICES = {
 _POSITIVE = (
     "model.num_layers model.d_model model.d_ff model.ffn_tile model.num_heads model.num_kv_heads "
     "model.head_dim model.vocab_size model.rope_theta model.norm_epsilon data.sequence_length "
-    "train.steps train.global_batch_size train.log_every optimizer.learning_rate "
-    "optimizer.epsilon checkpoint.every checkpoint.keep"
+    "train.steps train.global_batch_size train.loss_chunks train.log_every "
+    "optimizer.learning_rate optimizer.epsilon checkpoint.every checkpoint.keep"
 ).split()
 _NOT_NEGATIVE = (
     "seed data.max_documents train.microbatch_size train.z_loss train.log_layers_every "
@@ -94,6 +94,14 @@ def _validate_batch(config: "Config") -> None:
             microbatch,
             f"does not divide train.global_batch_size = {batch}",
             "Choose a divisor of it, or 0",
+        )
+    length, chunks = config.data.sequence_length, config.train.loss_chunks
+    if length % chunks:
+        raise BadInput(
+            "train.loss_chunks",
+            chunks,
+            f"does not divide data.sequence_length = {length}",
+            "Choose a divisor of it",
         )
 
 

@@ -39,6 +39,7 @@ CONFIGS = [
     ({"optimizer.beta2": 2.0}, "optimizer.beta2", "[0, 1]"),
     ({"train.steps": 0}, "train.steps", "positive"),
     ({"train.microbatch_size": 3}, "train.microbatch_size", "divide"),
+    ({"train.loss_chunks": 3}, "train.loss_chunks", "256"),
     ({"train.global_batch_size": 10**7}, "train.global_batch_size", "rows"),
     ({"mesh.tensor": 3, "mesh.fsdp": 1}, "mesh", "devices"),
     ({"mesh.data": -1}, "mesh", "-1"),

@@ -42,6 +42,9 @@ BAD_VALUES = [
     # sizes
     ({"train.steps": 0}, None, "is not positive"),
     ({"train.global_batch_size": -4}, None, "is not positive"),
+    ({"train.loss_chunks": 0}, None, "is not positive"),
+    ({"train.loss_chunks": -2}, None, "is not positive"),
+    ({"train.loss_chunks": 2.0}, None, "is float, not int"),
     ({"train.log_every": 0}, None, "is not positive"),
     ({"data.sequence_length": 0}, None, "is not positive"),
     ({"checkpoint.every": 0}, None, "is not positive"),
@@ -84,6 +87,8 @@ BAD_VALUES = [
     ({"model.allocation": ""}, None, "uniform"),
     ({"train.microbatch_size": 3}, None, "does not divide train.global_batch_size = 4"),
     ({"train.microbatch_size": 8}, None, "does not divide train.global_batch_size = 4"),
+    ({"train.loss_chunks": 3}, None, "does not divide data.sequence_length = 16"),
+    ({"train.loss_chunks": 32}, None, "does not divide data.sequence_length = 16"),
     (
         {
             "optimizer.schedule": "wsd",
@@ -213,6 +218,7 @@ def test_identity_is_flat_plain_and_complete():
         # how the work is cut
         *(f"model.{name}" for name in ("remat", "unroll", "attention")),
         "train.microbatch_size",
+        "train.loss_chunks",
         "train.deterministic",
         *(f"mesh.{name}" for name in ("data", "fsdp", "tensor")),
         # the data's fingerprint stands for these

@@ -132,6 +132,7 @@ def _config(foreign: Foreign, tokenizer: str) -> Config:
                 "steps": max(origin.step, 1),
                 "global_batch_size": origin.global_batch_size,
                 "microbatch_size": 0,
+                "loss_chunks": 1,
                 "z_loss": 0.0,
                 "log_every": 1,
                 "log_layers_every": 0,

@@ -1,7 +1,15 @@
-"""Next-token loss. Shapes: B batch, T positions, V vocabulary."""
+"""Next-token loss. Shapes: B batch, T positions, D d_model, V vocabulary, C chunks of positions."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+# (params, x_BTD, targets_BT) -> arrays [B, T]
+Losses = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, ...]]
 
 
 def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -15,3 +23,71 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, 
     is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
     target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1)
     return log_z_BT - target_BT, log_z_BT
+
+
+def by_chunks(
+    losses: Losses, chunks: int, params: Any, x_BTD: jax.Array, targets_BT: jax.Array
+) -> tuple[jax.Array, ...]:
+    """`losses(params, x_BTD, targets_BT)` for one of `chunks` parts of the positions at a time.
+
+    What a part needs in between (its logits) lives no longer than the part, and is made again
+    backward. Under an ambient mesh each device goes through its own rows, so that it gathers the
+    parameters once and sums their gradients with the other devices' once, not in every part.
+    """
+    if chunks == 1:
+        return losses(params, x_BTD, targets_BT)
+    local = functools.partial(_one_by_one, losses, chunks)
+    if not jax.sharding.get_abstract_mesh().empty:
+        axes = ("data", "fsdp")
+        whole, rows = PartitionSpec(), PartitionSpec(axes)
+        local = jax.shard_map(
+            local,
+            in_specs=(whole, rows, rows),
+            out_specs=rows,
+            axis_names=set(axes),
+            check_vma=False,  # it would sum the gradients in every part
+        )
+    return local(params, x_BTD, targets_BT)
+
+
+# Differentiated by hand: jax moves what is constant in a loop's forward pass out of it, here an
+# array of zeros of the logits' size.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _one_by_one(
+    losses: Losses, chunks: int, params: Any, x_BTD: jax.Array, targets_BT: jax.Array
+) -> tuple[jax.Array, ...]:
+    parts = _split(x_BTD, chunks), _split(targets_BT, chunks)
+    return jax.tree.map(_join, jax.lax.map(lambda part: losses(params, *part), parts))
+
+
+def _forward(losses: Losses, chunks: int, *inputs: Any) -> tuple[tuple[jax.Array, ...], Any]:
+    return _one_by_one(losses, chunks, *inputs), inputs
+
+
+def _backward(losses: Losses, chunks: int, inputs: Any, grads: tuple[jax.Array, ...]) -> Any:
+    params, *arrays = inputs
+
+    def add_part(total: Any, part: Any) -> tuple[Any, jax.Array]:
+        x_BTD, targets_BT, *grads = part
+        pull = jax.vjp(lambda params, x_BTD: losses(params, x_BTD, targets_BT), params, x_BTD)[1]
+        params_grad, x_grad_BTD = pull(tuple(grads))
+        return jax.tree.map(jnp.add, total, params_grad), x_grad_BTD
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    parts = [_split(array, chunks) for array in (*arrays, *grads)]
+    params_grad, x_grad_CBTD = jax.lax.scan(add_part, zeros, parts)
+    return params_grad, _join(x_grad_CBTD), None
+
+
+_one_by_one.defvjp(_forward, _backward)
+
+
+def _split(array: jax.Array, chunks: int) -> jax.Array:
+    """[B, T, ...] as [C, B, T / C, ...]."""
+    return array.reshape(len(array), chunks, -1, *array.shape[2:]).swapaxes(0, 1)
+
+
+def _join(array: jax.Array) -> jax.Array:
+    """The inverse of `_split`."""
+    array = array.swapaxes(0, 1)
+    return array.reshape(len(array), -1, *array.shape[3:])

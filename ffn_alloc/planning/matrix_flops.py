@@ -11,12 +11,13 @@ def matrix_flops(config: Config, kernel: str, devices: int) -> int:
 
     The model's (accounting.py, with the attention that the kernel computes), and what the remat
     policy computes again: `full` the forward pass of each layer but its last product, which
-    nothing needs; `save` with the XLA kernel its attention, with fused kernels nothing.
+    nothing needs; `save` with the XLA kernel its attention, with fused kernels nothing. A loss in
+    chunks computes all logits again.
     """
     model, length = config.model, config.data.sequence_length
     flops = accounting.training_flops(model, length)
     share = _attention_share(kernel, length)
-    total = flops.unembedding
+    total = flops.unembedding + (flops.unembedding / 3 if config.train.loss_chunks > 1 else 0)
     for layer in flops.layers:
         scores = layer.scores_full * share
         forward = (layer.projections + layer.ffn + scores) / 3

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding
 
 from ffn_alloc.config import Config
 from ffn_alloc.model.attention import choose_kernel
-from ffn_alloc.model.decoder import forward
-from ffn_alloc.model.loss import token_nll
+from ffn_alloc.model.decoder import hidden_states, unembed
+from ffn_alloc.model.loss import by_chunks, token_nll
 from ffn_alloc.training.metrics import layer_norms
 from ffn_alloc.training.optimizer import learning_rate, make_optimizer
 from ffn_alloc.training.state import TrainState
@@ -87,12 +87,15 @@ def make_nll(
     config: Config, platform: str, logits_dtype: Any = jnp.float32
 ) -> Callable[[Any, Batch], Any]:
     """(params, batch) -> (nll, log of the partition function), [B, T] in nats: the forward pass
-    of training and evaluation, with the config's kernel and layout."""
+    of training and evaluation, with the config's kernel, layout and loss chunks."""
     kernel = choose_kernel(config.model, config.data.mask_documents, platform)
     unroll = layers_per_iteration(config, platform)
 
-    def nll(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits_BTV = forward(
+    def losses(params: Any, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, ...]:
+        return token_nll(unembed(params, x_BTD, config.model, logits_dtype), targets_BT)
+
+    def nll(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        x_BTD = hidden_states(
             params,
             batch["inputs"],
             config.model,
@@ -100,9 +103,12 @@ def make_nll(
             unroll=unroll,
             positions_BT=batch.get("positions"),
             segment_ids_BT=batch.get("segment_ids"),
-            logits_dtype=logits_dtype,
         )
-        return token_nll(logits_BTV, batch["targets"])
+
+        # What `unembed` reads: by_chunks gathers, and sums gradients of, all that it is given.
+        name = "embedding" if config.model.tie_embeddings else "unembedding"
+        matrix, chunks = {name: params[name]}, config.train.loss_chunks
+        return by_chunks(losses, chunks, matrix, x_BTD, batch["targets"])
 
     return nll
 

@@ -3,6 +3,8 @@
 Shapes: B batch, T positions, V vocabulary.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -64,15 +66,17 @@ def numpys(params, batches):
     return nats, tokens, target_bytes
 
 
-def make_evaluator(batches):
+def make_evaluator(batches, loss_chunks=1):
     mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
-    return Perplexity(CONFIG, mesh, "cpu", batches)
+    train = dataclasses.replace(CONFIG.train, loss_chunks=loss_chunks)
+    return Perplexity(dataclasses.replace(CONFIG, train=train), mesh, "cpu", batches)
 
 
-def test_sums_and_weights_are_numpys(params):
+@pytest.mark.parametrize("loss_chunks", [1, 3])
+def test_sums_and_weights_are_numpys(params, loss_chunks):
     nats, tokens, target_bytes = numpys(params, make_batches())
     assert tokens == 5 * 6  # three batches of two rows, less the padding
-    evaluator = make_evaluator(make_batches)
+    evaluator = make_evaluator(make_batches, loss_chunks)
     found = evaluator(params, 1)
     assert evaluator.name == "validation" and set(found) == {"nll", "bits_per_byte"}
     assert found["nll"] == (pytest.approx(nats, rel=1e-6), tokens)

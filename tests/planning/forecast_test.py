@@ -4,14 +4,17 @@ import dataclasses
 import importlib.util
 import json
 
+import jax
 import pytest
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.planning import roofline, topology
+from ffn_alloc.planning import counting, hlo, roofline, topology
 from ffn_alloc.planning.collectives import Collective
 from ffn_alloc.planning.counting import Kernel
 from ffn_alloc.planning.forecast import forecast, summary
 from ffn_alloc.planning.matrix_flops import matrix_flops
+from ffn_alloc.training.compilation import compile_train_step
+from ffn_alloc.training.sharding import make_mesh
 from tests.helpers import tiny_config
 
 
@@ -129,6 +132,17 @@ def test_ledger_by_hand():
         this = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         seen = 3 * scores * (5 / 8 if attention == "xla" else 1 / 2)
         assert matrix_flops(this, attention, 2) == tokens * (model + seen + more) / 2
+    in_chunks = dataclasses.replace(config.train, loss_chunks=2)
+    this = dataclasses.replace(config, train=in_chunks)
+    assert matrix_flops(this, "cudnn", 1) == matrix_flops(config, "cudnn", 1) + tokens * head
+
+
+def test_a_program_with_the_loss_in_chunks_agrees_with_the_ledger():
+    cut = {"model.remat": "none", "train.loss_chunks": 4, "mesh.fsdp": 1}
+    config = tiny_config(**{"model.num_layers": 1, **cut})
+    compiled = compile_train_step(config, make_mesh(config.mesh, jax.devices()[:1]))
+    counted = counting.flops(counting.kernels(hlo.parse(compiled.as_text())), "matmul")
+    assert counted == pytest.approx(matrix_flops(config, "xla", 1), rel=1e-3)
 
 
 def program_of(platform, **changes):
@@ -158,9 +172,10 @@ def needs(module):
         pytest.param("v5e:2x2", marks=needs("libtpu")),
     ],
 )
-@pytest.mark.parametrize("remat", ["save", "full"])
-def test_programs_for_chips_agree_with_the_ledger(platform, remat):
-    values = program_of(platform, **{"model.remat": remat, "train.microbatch_size": 4})
+@pytest.mark.parametrize("remat, chunks", [("save", 1), ("full", 4)])
+def test_programs_for_chips_agree_with_the_ledger(platform, remat, chunks):
+    cut = {"train.microbatch_size": 4, "train.loss_chunks": chunks}
+    values = program_of(platform, **{"model.remat": remat, **cut})
     assert values["fits"]
     assert values["matrix_flops_program"] == values["matrix_flops_ledger"]
     assert values["matmul_dtypes"] == ["bf16"] or platform != "h100:1"

@@ -4,6 +4,7 @@ The number of simulated devices must be set before jax starts, so this file is a
 `python -m tests.training.mesh_test DIRECTORY` prints what the tests look at as one line of JSON.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,8 +15,12 @@ import jax
 import numpy as np
 import pytest
 
+from ffn_alloc.planning import hlo
+from ffn_alloc.planning.collectives import collectives
+from ffn_alloc.planning.forecast import collective_table
 from ffn_alloc.training import resume
 from ffn_alloc.training.checkpoint import Checkpoints, read_meta
+from ffn_alloc.training.compilation import compile_train_step
 from ffn_alloc.training.metrics import digest
 from ffn_alloc.training.sharding import batch_sharding, check_mesh, make_mesh, shardings
 from ffn_alloc.training.state import init_state
@@ -28,6 +33,7 @@ SAVED = "1x4x2"
 RESTORED = {"2x1x2": 4, "1x1x1": 1}
 STEPS = 5
 MUON = "1x4x2"  # compared with one device, too
+CHUNKED = ("2x2x2", "8x1x1")  # the loss in chunks, compared with one device without
 
 
 def config_of(shape: str, optimizer: str = "adamw"):
@@ -39,6 +45,7 @@ def config_of(shape: str, optimizer: str = "adamw"):
             "train.steps": STEPS,
             "train.global_batch_size": 16,
             "train.microbatch_size": 8 if shape == "2x2x2" else 0,
+            "train.loss_chunks": 3 if shape in CHUNKED else 1,
             "optimizer.name": optimizer,
             "optimizer.learning_rate": 0.1,
             "optimizer.epsilon": 1e-2,  # no signs of tiny gradients: rounding stays small
@@ -77,8 +84,19 @@ def contents(tree):
     ]
 
 
+def moves(chunks: int) -> dict:
+    """Collectives of a step on eight devices with the loss in chunks."""
+    config, mesh = mesh_of("1x8x1", 8)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, loss_chunks=chunks)
+    )
+    program = hlo.parse(compile_train_step(config, mesh).as_text())
+    return collective_table(collectives(program, devices_per_slice=8))
+
+
 def report(directory: Path) -> dict:
     found: dict = {"losses": {}, "shards": {}, "contents": {}}
+    found["moves"] = [moves(chunks) for chunks in (1, 3)]
     initial = jax.device_get(init_state(*mesh_of("1x1x1", 1)))
     for shape, devices in SHAPES.items():
         config, mesh = mesh_of(shape, devices)
@@ -141,6 +159,13 @@ def test_any_mesh_gives_the_losses_of_one_device(found, shape):
     one = found["losses"]["1x1x1"]
     assert one[0] - one[-1] > 0.1  # it does train
     np.testing.assert_allclose(found["losses"][shape], one, rtol=2e-6)
+
+
+def test_chunks_of_the_loss_move_nothing_between_devices(found):
+    """No activations, and parameters and gradients once, not in every chunk."""
+    whole, chunked = found["moves"]
+    assert whole["all-gather"]["bytes"] > 0
+    assert chunked == whole
 
 
 def test_muon_gives_the_losses_of_one_device(found):

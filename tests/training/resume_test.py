@@ -21,6 +21,7 @@ ACCEPTED = [
     {"mesh.fsdp": -1},
     {"mesh.data": 2, "mesh.tensor": 2},
     {"train.microbatch_size": 2},
+    {"train.loss_chunks": 3},
     {"train.log_every": 7, "train.log_layers_every": 0},
     {"train.deterministic": True},
     {"train.steps": 3},  # the schedule decides, once there are updates

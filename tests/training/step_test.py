@@ -12,7 +12,9 @@ import pytest
 
 from ffn_alloc.config import Config
 from ffn_alloc.model.decoder import forward, init_params, unstack_layers
+from ffn_alloc.training.compilation import compile_train_step
 from ffn_alloc.training.optimizer import make_optimizer
+from ffn_alloc.training.sharding import make_mesh
 from ffn_alloc.training.state import TrainState
 from ffn_alloc.training.step import layers_per_iteration, make_train_step
 from tests.training.runs import make_batch, micro_config
@@ -108,6 +110,48 @@ def test_microbatches_give_the_step_of_the_whole_batch(whole):
     for name, value in whole[1].items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     assert_close_trees(clipped_gradients(config, state), clipped_gradients(CONFIG, whole[0]))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loss_in_chunks_gives_the_step_of_the_whole_loss(tied):
+    """With positions of weight 0, some chunks of which have no other."""
+    one, chunked = (
+        micro_config(
+            **OVERRIDES,
+            **{
+                "model.tie_embeddings": tied,
+                "data.sequence_length": 8,
+                "train.loss_chunks": chunks,
+            },
+        )
+        for chunks in (1, 4)
+    )
+    batch = make_batch(one, 0)
+    batch["loss_weights"][:, 2:5] = 0
+    batch["loss_weights"][1, 3:] = 0
+    (state, metrics), (other, others) = one_step(one, batch), one_step(chunked, batch)
+    assert metrics["z_loss"] > 0.01
+    for name, value in metrics.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-6, err_msg=name)
+    grads = clipped_gradients(one, state)
+    assert_close_trees(clipped_gradients(chunked, other), grads, rtol=1e-6)
+
+
+def test_a_loss_in_chunks_holds_the_logits_of_one():
+    """Forward and backward: what a large vocabulary needs shrinks nearly by the chunks."""
+    needed = []
+    for chunks in (1, 8):
+        config = micro_config(
+            **{
+                "model.vocab_size": 70_000,
+                "data.sequence_length": 64,
+                "train.loss_chunks": chunks,
+            }
+        )
+        compiled = compile_train_step(config, make_mesh(config.mesh, jax.devices()[:1]))
+        needed.append(compiled.memory_analysis().temp_size_in_bytes)
+    logits = 4 * 64 * 70_000 * 4
+    assert needed[0] > logits and needed[1] < needed[0] - logits * 3 / 4
 
 
 def test_clipping_scales_the_gradients_to_the_norm(whole):
