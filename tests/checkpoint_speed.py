@@ -2,14 +2,15 @@
 
     python -m tests.checkpoint_speed DIRECTORY [configs/baseline_285m.py]
 
-Random values everywhere, as after many steps: zeros would be compressed. The state's first save
-and its restore, with the digests that both compute. Restoring reads what the system may still
-have in memory.
+Random values everywhere, as after many steps: zeros would be compressed. Times include the digests
+that saving and restoring compute. Restoring reads what the system may still have in memory.
 """
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -26,24 +27,29 @@ def main() -> None:
     mesh = make_mesh(config.mesh)
     state = jax.jit(_randomise, donate_argnums=0)(init_state(config, mesh))
     jax.block_until_ready(state)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    checkpoints = Checkpoints(directory, config.checkpoint, {})
-    for step in (1, 2):  # the second has nothing to compile, and is what a long run pays
-        _timed(f"save {step}: the loop waits", size, lambda step=step: checkpoints.save(state, step))
-        _timed(f"save {step}: and then it is written after", size, checkpoints.wait)
-    _timed("synchronising the disk", size, os.sync)
-    del state
     abstract = abstract_state(config, mesh)
-    _timed("restore", size, lambda: checkpoints.restore_newest(abstract, lambda meta: None))
-    _timed("restore again", size, lambda: checkpoints.restore_newest(abstract, lambda meta: None))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
+    checkpoints = Checkpoints(directory, config.checkpoint, {})
+    for step in (1, 2):  # the second has nothing to compile, as most of a run's
+        with _timed(f"save {step}: the loop waits", size):
+            checkpoints.save(state, step)
+        with _timed(f"save {step}: written after another", size):
+            checkpoints.wait()
+    with _timed("until the disk has it", size):
+        os.sync()
+    del state
+    for number in (1, 2):
+        with _timed(f"restore {number}", size):
+            jax.block_until_ready(checkpoints.restore_newest(abstract, lambda meta: None))
     checkpoints.close()
 
 
-def _timed(what: str, size: int, work) -> None:
+@contextlib.contextmanager
+def _timed(what: str, size: float) -> Iterator[None]:
     start = time.perf_counter()
-    jax.block_until_ready(work())
+    yield
     seconds = time.perf_counter() - start
-    print(f"{what}: {seconds:.2f} s ({size / 1e9:.2f} GB, {size / 1e9 / seconds:.2f} GB/s)", flush=True)
+    print(f"{what} {seconds:.2f} s ({size:.2f} GB, {size / seconds:.2f} GB/s)", flush=True)
 
 
 def _randomise(state):
