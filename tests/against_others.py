@@ -156,7 +156,7 @@ def _levanter(config: Config, scan: bool, remat: bool) -> Callable[[], None]:
     llama = LlamaLMHeadModel.init(vocabulary, shape, key=jax.random.key(0))
     rows = haliax.Axis("batch", config.train.global_batch_size)
     tokens = haliax.named(jnp.asarray(_batch(config)["inputs"]), (rows, shape.Pos))
-    mask = haliax.ones_like(tokens).astype(jnp.float32)
+    mask = haliax.ones_like(tokens).astype(bool)
     example = LmExample(tokens, mask, AttentionMask.causal())
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(1e-4, b2=0.95, weight_decay=0.1)
@@ -165,8 +165,10 @@ def _levanter(config: Config, scan: bool, remat: bool) -> Callable[[], None]:
 
     @equinox.filter_jit(donate="all-except-first")
     def update(example, llama, state):
-        loss = equinox.filter_value_and_grad(lambda llama: compute_next_token_loss(llama, example))
-        value, grads = loss(llama)
+        def loss(llama):  # its own mean wants a boolean mask, and makes a float one
+            return compute_next_token_loss(llama, example, reduction=None).array.mean()
+
+        value, grads = equinox.filter_value_and_grad(loss)(llama)
         updates, state = optimizer.update(grads, state, llama)
         return equinox.apply_updates(llama, updates), state, value
 
