@@ -17,7 +17,7 @@ from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
 
-_SMALL_STATE = 1 << 30  # bytes; above it, memory that is kept may be what is missing elsewhere
+_SMALL_STATE = 1 / 8  # of the memory; above it, what is kept may be what is missing elsewhere
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -36,7 +36,7 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     state = count_bytes(config.model, config.optimizer.name).checkpoint
-    if _is_cpu_only() and state < _SMALL_STATE:
+    if _is_cpu_only() and state < _SMALL_STATE * _memory_bytes():
         _keep_freed_memory()
     return jax.default_backend()
 
@@ -75,6 +75,10 @@ def _is_cpu_only() -> bool:
         return os.environ["JAX_PLATFORMS"] == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return not plugins and not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _keep_freed_memory() -> None:
