@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ffn_alloc.config import ModelConfig
 from ffn_alloc.model.attention import ATTENTION_RESIDUALS, attend
+from ffn_alloc.model.wide_ffn import gated, swiglu_in_blocks
 
 _NORMAL_STD = 0.02
 
@@ -31,11 +32,11 @@ AttendHeads = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 class DecoderLayer(nnx.Module):
     """Attention, then an FFN of width `ffn_dim`; with 0 neither FFN nor FFN norm exist."""
 
-    def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array):
+    def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array, ffn_blocks: int = 1):
         self.attention_norm = RMSNorm(model)
         self.attention = Attention(model, key)
         self.ffn_norm = RMSNorm(model) if ffn_dim else None
-        self.ffn = SwiGLU(model, ffn_dim, key) if ffn_dim else None
+        self.ffn = SwiGLU(model, ffn_dim, key, ffn_blocks) if ffn_dim else None
 
     def __call__(
         self,
@@ -85,18 +86,23 @@ class Attention(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """W_down(silu(W_gate x) * W_up x)."""
+    """W_down(silu(W_gate x) * W_up x), computed in `blocks` parts of the width."""
 
-    def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array):
+    def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array, blocks: int):
+        self.blocks = blocks
         D, F = model.d_model, ffn_dim
         self.gate = _matrix(model, key, "ffn/gate", (D, F))
         self.up = _matrix(model, key, "ffn/up", (D, F))
         self.down = _matrix(model, key, "ffn/down", (F, D), residual=True)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        if self.blocks > 1:
+            kernels = self.gate[...], self.up[...], self.down[...]
+            x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
+            return swiglu_in_blocks(self.blocks, x_MD, kernels).reshape(x_BTD.shape)
         gate_BTF = checkpoint_name(project(x_BTD, self.gate), "gate")
         up_BTF = checkpoint_name(project(x_BTD, self.up), "up")
-        product_BTF = checkpoint_name(jax.nn.silu(gate_BTF) * up_BTF, "product")
+        product_BTF = checkpoint_name(gated(gate_BTF, up_BTF), "product")
         return project(product_BTF, self.down)
 
 
