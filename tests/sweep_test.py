@@ -136,7 +136,7 @@ def test_slurm_gets_what_is_not_in_its_queue(tmp_path, environment):
         (["--chip=abacus"], ["--chip", "abacus"]),
         (["--parallel=0"], ["--parallel", "0"]),
         (["--mfu=1.5"], ["--mfu", "1.5"]),
-        (["--submit=tpu", "--then-evaluate=--suite=quick"], ["--then-evaluate", "tpu"]),
+        (["--submit=tpu", "--then-evaluate=--suite='quick"], ["--then-evaluate", "quotation"]),
         (["--submit=slurm"], ["squeue"]),
     ],
 )

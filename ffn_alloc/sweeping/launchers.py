@@ -19,18 +19,18 @@ def training(launcher: str, run: Run, options: Sequence[str]) -> list[str]:
 
 
 def evaluation(launcher: str, run: Run, options: Sequence[str], arguments: str) -> list[str]:
-    """`arguments` are those of `python -m ffn_alloc.evaluate` but for its workdir."""
-    command = [*_EVALUATE, f"--workdir={run.workdir}", *shlex.split(arguments)]
-    if launcher == "local":
-        return command
+    """`arguments` are those of `python -m ffn_alloc.evaluate` but for its workdir.
+
+    A SLURM job; otherwise on this machine, which reads the run's state and so its checkpoints.
+    """
+    try:
+        words = shlex.split(arguments)
+    except ValueError as error:
+        raise BadInput("--then-evaluate", arguments, str(error), "Check the quotes") from error
+    command = [*_EVALUATE, f"--workdir={run.workdir}", *words]
     if launcher == "slurm":
         return [*_sbatch(f"{run.name}-eval", run, options), f"--wrap={shlex.join(command)}"]
-    raise BadInput(
-        "--then-evaluate",
-        arguments,
-        f"is not possible with --submit={launcher}",
-        "Run python -m ffn_alloc.evaluate where the workdirs can be read",
-    )
+    return command
 
 
 def in_queue(launcher: str) -> set[str]:
