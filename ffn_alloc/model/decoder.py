@@ -79,9 +79,8 @@ def forward(
     unroll: int = 1,
     positions_BT: jax.Array | None = None,
     segment_ids_BT: jax.Array | None = None,
-    logits_dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Logits [B, T, V].
+    """Logits [B, T, V], float32.
 
     `kernel` is `attention.choose_kernel`'s answer. `unroll` layers are laid out one after the
     other in each iteration of a group's scan (num_layers: no loop is left). `positions_BT`
@@ -96,7 +95,7 @@ def forward(
         positions_BT=positions_BT,
         segment_ids_BT=segment_ids_BT,
     )
-    return unembed(params, x_BTD, model, logits_dtype)
+    return unembed(params, x_BTD, model)
 
 
 def hidden_states(
