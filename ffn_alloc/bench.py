@@ -4,10 +4,13 @@ Runs the real training step on real data with logging on, and prints the median 
 its spread, tokens/s, MFU, peak memory, waiting for data and compile time; for a chip that we
 know the roofline's prediction beside it. --json prints one line; --against=RESULT.json, such a
 line in a file, adds ratios; --profile=DIR writes a trace for XProf or TensorBoard.
+--calibrate=RATES.json first times single kernels of the config's shapes and writes what the
+device attains, for this prediction and those of `plan --calibrate`.
 """
 
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,13 @@ import jax
 from absl import flags
 
 from ffn_alloc import cli
+from ffn_alloc.chips import chip_of
 from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.data.storage import cache_root
-from ffn_alloc.planning import speed
+from ffn_alloc.errors import BadInput
+from ffn_alloc.planning import calibration, speed
 from ffn_alloc.training import host, processes
 from ffn_alloc.training.measuring import measure
 from ffn_alloc.training.sharding import check_mesh, make_mesh
@@ -28,6 +33,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one line of JSON.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Measured steps.", lower_bound=2)
 _AGAINST = flags.DEFINE_string("against", None, "An earlier --json result: adds ratios.")
 _PROFILE = flags.DEFINE_string("profile", None, "Directory for a trace of the measured steps.")
+_CALIBRATE = flags.DEFINE_string("calibrate", None, "File for the rates measured here.")
 
 
 def bench(config: Config) -> None:
@@ -36,6 +42,11 @@ def bench(config: Config) -> None:
     host.set_up_devices(config, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
+    device = mesh.devices.flat[0]
+    rates = Path(_CALIBRATE.value).expanduser() if _CALIBRATE.value else None
+    if rates and chip_of(device.device_kind) is None:
+        problem = f"there is no prediction to calibrate for a device of kind {device.device_kind}"
+        raise BadInput("--calibrate", str(rates), problem, "Leave it out")
     batches = functools.partial(
         pipeline.train_batches,
         ensure_prepared(config),
@@ -46,9 +57,12 @@ def bench(config: Config) -> None:
         process_count=jax.process_count(),
     )
     trace = Path(_PROFILE.value).expanduser() if _PROFILE.value else None
+    if rates:
+        timings = calibration.calibrate(config, device)
+        print(*timings, sep="\n", file=sys.stderr)
+        calibration.write(timings, rates)
     found = measure(config, mesh, batches, _STEPS.value, trace)
-    device = mesh.devices.flat[0]
-    values: dict[str, Any] = speed.summary(config, device.device_kind, mesh.size, found)
+    values: dict[str, Any] = speed.summary(config, device.device_kind, mesh.size, found, rates)
     if earlier:
         values["ratios"] = speed.ratios(values, earlier)
     if processes.is_first():

@@ -63,6 +63,12 @@ def test_no_result_to_compare_with_is_said_before_any_work(tmp_path):
         speed.read(tmp_path / "other.json")
 
 
+def test_without_a_prediction_there_is_nothing_to_calibrate(tmp_path):
+    done = bench(f"--calibrate={tmp_path / 'rates.json'}")
+    assert done.returncode == 2 and "--calibrate" in done.stderr
+    assert not (tmp_path / "rates.json").exists()
+
+
 def test_mfu_by_hand(monkeypatch):
     monkeypatch.setattr(speed, "_predicted", lambda *_: 1.5)
     config = tiny_config()

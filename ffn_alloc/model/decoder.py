@@ -70,6 +70,22 @@ def init_params(model: ModelConfig, seed: int | jax.Array) -> Params:
     return params
 
 
+def in_compute_dtype(params: Params, model: ModelConfig) -> Params:
+    """The parameters with the matrices of products rounded to the compute dtype, as every product
+    rounds them: done once for many, and with gradients in that dtype. Norms and the embedding,
+    whose gradients are sums over tokens, stay float32."""
+
+    def rounded(matrices: Params) -> Params:
+        return jax.tree.map(lambda matrix: matrix.astype(model.compute_dtype), matrices)
+
+    groups = {
+        index: {name: part if "norm" in name else rounded(part) for name, part in group.items()}
+        for index, group in params["groups"].items()
+    }
+    outer = {name: rounded(params[name]) for name in ("unembedding",) if name in params}
+    return {**params, "groups": groups, **outer}
+
+
 def forward(
     params: Params,
     tokens_BT: jax.Array,

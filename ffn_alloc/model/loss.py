@@ -73,10 +73,11 @@ def _backward(losses: Losses, chunks: int, inputs: Any, grads: tuple[jax.Array, 
         params_grad, x_grad_BTD = pull(tuple(grads))
         return jax.tree.map(jnp.add, total, params_grad), x_grad_BTD
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     parts = [_split(array, chunks) for array in (*arrays, *grads)]
     params_grad, x_grad_CBTD = jax.lax.scan(add_part, zeros, parts)
-    return params_grad, _join(x_grad_CBTD), None
+    rounded = jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), params_grad, params)
+    return rounded, _join(x_grad_CBTD), None
 
 
 _one_by_one.defvjp(_forward, _backward)

@@ -90,7 +90,7 @@ def _devices(topology: Topology) -> list[Any]:
         if topology.chip.name == "v4":
             arguments["chip_config_name"] = "megacore"  # as on Cloud TPUs: one device a chip
     else:
-        _require("jax_cuda12_plugin", topology, "cuda")
+        _require(_cuda_plugin(), topology, "cuda")
         _require("nvidia.cudnn", topology, "cuda")
         nodes = topology.nodes
         arguments = {
@@ -104,6 +104,12 @@ def _devices(topology: Topology) -> list[Any]:
     except Exception as error:  # the plugins raise several kinds
         problem = f"the compiler rejects it ({str(error).splitlines()[0]})"
         raise BadInput("--topology", str(topology), problem, "Give one that exists") from error
+
+
+def _cuda_plugin() -> str:
+    """jax's for CUDA 12, or for CUDA 13 where that is the one installed."""
+    newer = "jax_cuda13_plugin"
+    return newer if importlib.util.find_spec(newer) else "jax_cuda12_plugin"
 
 
 def _require(module: str, topology: Topology, extra: str) -> None:

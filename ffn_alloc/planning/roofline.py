@@ -1,5 +1,5 @@
 """A prediction of the step's time from what its program does. It is a prediction: no figure here
-was measured on the machine at hand unless `--calibrate` brought it.
+was measured on the machine at hand unless `--calibrate` brought it (`bench --calibrate` measures).
 
 Assumptions. Kernels and the collectives that block run one after the other; a kernel takes the
 longest of its FLOPs at the attained rate, its bytes at the attained bandwidth, and the shortest
@@ -54,17 +54,20 @@ class Prediction:
 def rates(chip: Chip, calibration: Path | None = None) -> Rates:
     """Fractions that are usual for the platform, or what a calibration file measured.
 
-    GPU: large bf16 products reach 81 % of the peak on an H100 (power), copies 85 % of the
-    bandwidth; cuDNN's causal attention 46 and 40 % of the peak, half of the products counted.
-    TPU: 90 %; splash attention 45 and 40 %. BadInput for a file that names anything else.
+    GPU, measured on an H100 80GB HBM3 under lasting load (700 W hold its clock at 1.5 to 1.75 of
+    1.98 GHz): products 68 % of the peak, whatever they sum over; cuDNN's causal attention 45 and
+    28 %, half of the products counted; streams 91 % of the bandwidth. By these the steps that
+    were measured on that card take 0.99 to 1.03 times what is predicted; other GPUs are taken to
+    be like it. TPU: 90 %; splash attention 45 and 40 %, assumed. BadInput for a file that names
+    anything else.
     """
     gpu = chip.platform == "gpu"
     usual = Rates(
-        matmul_flops=(0.81 if gpu else 0.9) * chip.peak_flops,
-        matmul_half_length=128 if gpu else 0,
-        attention_forward_flops=(0.46 if gpu else 0.45) * chip.peak_flops,
-        attention_backward_flops=0.4 * chip.peak_flops,
-        memory_bandwidth=(0.85 if gpu else 0.9) * chip.memory_bandwidth,
+        matmul_flops=(0.684 if gpu else 0.9) * chip.peak_flops,
+        matmul_half_length=0,
+        attention_forward_flops=(0.447 if gpu else 0.45) * chip.peak_flops,
+        attention_backward_flops=(0.277 if gpu else 0.4) * chip.peak_flops,
+        memory_bandwidth=(0.91 if gpu else 0.9) * chip.memory_bandwidth,
         link_bandwidth_fraction=0.8,
         kernel_seconds=2e-6 if gpu else 1e-6,
     )

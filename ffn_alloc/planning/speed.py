@@ -16,9 +16,15 @@ _COMPARED = ("tokens_per_sec", "step_seconds_median", "peak_bytes", "compile_sec
 
 
 def summary(
-    config: Config, device_kind: str, devices: int, measured: Measurement
+    config: Config,
+    device_kind: str,
+    devices: int,
+    measured: Measurement,
+    calibration: Path | None = None,
 ) -> dict[str, Any]:
-    """JSON values: seconds, tokens/s of all devices, bytes of one; MFU None without a peak."""
+    """JSON values: seconds, tokens/s of all devices, bytes of one; MFU None without a peak.
+
+    The prediction is by the rates in the file `calibration`, or the usual ones."""
     chip = chip_of(device_kind)
     flops = accounting.training_flops(config.model, config.data.sequence_length)
     tokens_per_second = config.tokens_per_step / measured.median
@@ -38,7 +44,7 @@ def summary(
         "peak_bytes": measured.peak_bytes,
         "data_wait_fraction": measured.data_wait_fraction,
         "compile_seconds": measured.compile_seconds,
-        "predicted_step_seconds": _predicted(device_kind, devices, measured.compiled),
+        "predicted_step_seconds": _predicted(device_kind, devices, measured.compiled, calibration),
     }
 
 
@@ -89,7 +95,9 @@ def text(values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _predicted(device_kind: str, devices: int, compiled: Any) -> float | None:
+def _predicted(
+    device_kind: str, devices: int, compiled: Any, calibration: Path | None
+) -> float | None:
     chip = chip_of(device_kind)
     if chip is None:
         return None
@@ -100,4 +108,4 @@ def _predicted(device_kind: str, devices: int, compiled: Any) -> float | None:
         return None
     topology = Topology(chip, (devices, *(1,) * max(chip.torus_axes - 1, 0)), 1)
     moves = collectives.collectives(program, devices)
-    return roofline.predict(found, moves, topology, roofline.rates(chip)).step
+    return roofline.predict(found, moves, topology, roofline.rates(chip, calibration)).step

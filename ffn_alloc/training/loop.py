@@ -87,7 +87,7 @@ def train(
                 watchdog.update(step + 1)
                 log.clock.restart()
             state, metrics = update(state, batch)
-            log.dispatched(step + 1, metrics)
+            log.dispatched(step + 1, metrics, state.params)
         watchdog.other("writing the last checkpoint")
         checkpoints.wait()
     if stopping and step < steps:

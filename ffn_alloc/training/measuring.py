@@ -53,7 +53,7 @@ def measure(
             rows = next(iterator)
             waits.append(time.perf_counter() - fetch)
             state, metrics = update(state, put_batch(rows, batch_sharding(mesh)))
-            log.dispatched(step + 1, metrics)
+            log.dispatched(step + 1, metrics, state.params)
             ends.append(time.perf_counter())
         log.flush()
     seconds = tuple(float(s) for s in np.diff(ends)[_WARM_UP - 1 :])

@@ -14,14 +14,17 @@ from ffn_alloc.config import ModelConfig
 _SALTS = (0x9E3779B9, 0x7F4A7C15)
 
 
-def layer_norms(tree: Any, model: ModelConfig) -> jax.Array:
-    """L2 norms [num_layers] of each layer's part of a parameter or gradient tree."""
-    norms = []
+def norms(tree: Any, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """L2 norms of a parameter or gradient tree: of the whole, and [num_layers] of each layer's
+    part of it. One pass over the tree gives both."""
+    squares = []
     for index, _ in enumerate(group_layers(model.ffn_dims)):
         leaves = jax.tree.leaves(tree["groups"][str(index)])
-        squares = [jnp.sum(jnp.square(leaf), axis=range(1, leaf.ndim)) for leaf in leaves]
-        norms.append(jnp.sqrt(sum(squares)))
-    return jnp.concatenate(norms)
+        squares.append(sum(jnp.sum(jnp.square(x), axis=range(1, x.ndim)) for x in leaves))
+    squares_L = jnp.concatenate(squares)
+    outside = jax.tree.leaves({name: part for name, part in tree.items() if name != "groups"})
+    total = jnp.sum(squares_L) + sum(jnp.sum(jnp.square(leaf)) for leaf in outside)
+    return jnp.sqrt(total), jnp.sqrt(squares_L)
 
 
 def digest(tree: Any) -> Any:

@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding
 
 from ffn_alloc.config import Config
 from ffn_alloc.model.attention import choose_kernel
-from ffn_alloc.model.decoder import hidden_states, unembed
+from ffn_alloc.model.decoder import hidden_states, in_compute_dtype, unembed
 from ffn_alloc.model.loss import by_chunks, token_nll
-from ffn_alloc.training.metrics import layer_norms
+from ffn_alloc.training.metrics import norms
 from ffn_alloc.training.optimizer import learning_rate, make_optimizer
 from ffn_alloc.training.state import TrainState
 
@@ -31,7 +31,7 @@ def make_train_step(config: Config, platform: str) -> Step:
     data.mask_documents also segment_ids and positions. Gradients and the loss are sums over
     microbatches, divided once by the sum of the weights.
     Metrics: loss (nats a token), z_loss, grad_norm (before clipping), learning_rate, and per
-    layer grad_norms_L, param_norms_L.
+    layer grad_norms_L.
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = learning_rate(config.optimizer, config.train.steps)
@@ -41,7 +41,7 @@ def make_train_step(config: Config, platform: str) -> Step:
         grads, sums = _sum_gradients(loss_sums, state.params, batch, config)
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda grad: grad / weight, grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm, grad_norms_L = norms(grads, config.model)
         if config.optimizer.clip_norm:
             scale = jnp.minimum(1.0, config.optimizer.clip_norm / (grad_norm + 1e-6))
             clipped = jax.tree.map(lambda grad: grad * scale, grads)
@@ -54,8 +54,7 @@ def make_train_step(config: Config, platform: str) -> Step:
             "z_loss": sums["z_loss"] / weight,
             "grad_norm": grad_norm,
             "learning_rate": schedule(state.step),
-            "grad_norms_L": layer_norms(grads, config.model),
-            "param_norms_L": layer_norms(params, config.model),
+            "grad_norms_L": grad_norms_L,
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -134,10 +133,11 @@ def _sum_gradients(loss_sums, params, batch: Batch, config: Config):
     """Gradients of the summed loss and its parts, over the microbatches one after the other."""
     value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
     count = config.train.global_batch_size // config.microbatch_size
+    rounded = in_compute_dtype(params, config.model)
 
     def one(microbatch: Batch):
-        (_, sums), grads = value_and_grad(params, microbatch)
-        return grads, sums
+        (_, sums), grads = value_and_grad(rounded, microbatch)
+        return jax.tree.map(lambda grad: grad.astype(jnp.float32), grads), sums
 
     if count == 1:
         return one(batch)

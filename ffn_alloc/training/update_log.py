@@ -1,5 +1,9 @@
-"""Reads the metrics of each update, one update late, checks them and writes those due."""
+"""Reads the metrics of each update, one update late, checks them and writes those due.
 
+Shapes: L layers (global index).
+"""
+
+import functools
 import math
 import traceback
 from typing import Any
@@ -9,6 +13,8 @@ from jax.sharding import Mesh
 
 from ffn_alloc.config import Config
 from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.metrics import norms
+from ffn_alloc.training.sharding import replicated
 from ffn_alloc.training.timing import Clock, time_left
 from ffn_alloc.training.writers import MetricsWriter, NoWriter, Terminal
 
@@ -32,9 +38,17 @@ class UpdateLog:
         self._config, self._writer, self._terminal = config, writer, terminal
         self._checkpoints = checkpoints
         self._pending: tuple[int, Any] | None = None
+        # Not in the update: there they would be computed every time, on a GPU by kernels that
+        # made the optimizer's three times as slow.
+        self._norms = jax.jit(
+            functools.partial(norms, model=config.model), out_shardings=replicated(mesh)
+        )
         self.clock = Clock(config, mesh.devices.flat[0].device_kind, mesh.size)
 
-    def dispatched(self, step: int, metrics: Any) -> None:
+    def dispatched(self, step: int, metrics: dict[str, Any], params: Any) -> None:
+        """Takes the metrics of an update that gave `params`, and reads those of the one before."""
+        if self._layers_due(step):
+            metrics = {**metrics, "param_norms_L": self._norms(params)[1]}
         self.flush()
         self._pending = step, metrics
         self.clock.step_done()
@@ -56,7 +70,7 @@ class UpdateLog:
                 row["train/z_loss"] = float(metrics["z_loss"])
             row |= self.clock.read()
             self._terminal.progress(self._line(step, row))
-        if train.log_layers_every and due(step, train.log_layers_every, steps):
+        if self._layers_due(step):
             for name in ("grad_norm", "param_norm"):
                 row[f"layers/{name}"] = metrics[f"{name}s_L"].tolist()
         if row:
@@ -87,6 +101,10 @@ class UpdateLog:
         self._writer.write(step, means)
         text = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
         self._terminal.message(f"step {step}: {text}")
+
+    def _layers_due(self, step: int) -> bool:
+        every = self._config.train.log_layers_every
+        return every > 0 and due(step, every, self._config.train.steps)
 
     def _line(self, step: int, row: dict[str, Any]) -> str:
         steps = self._config.train.steps

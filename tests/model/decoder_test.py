@@ -13,7 +13,12 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from ffn_alloc.model.decoder import forward, restack_layers, unstack_layers
+from ffn_alloc.model.decoder import (
+    forward,
+    in_compute_dtype,
+    restack_layers,
+    unstack_layers,
+)
 from ffn_alloc.model.layers import DecoderLayer, RMSNorm, rotary_tables
 from ffn_alloc.model.loss import token_nll
 from tests.helpers import mean_nll, quick_jit, tiny_model
@@ -153,6 +158,14 @@ def test_bfloat16_runs_every_product_in_bfloat16_over_float32_parameters():
     _, grads = quick_jit(step)(params, tokens_BT, targets_BT)
     for leaf in jax.tree.leaves(grads):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
+
+    # Rounded once, the matrices give the same numbers and the same gradients.
+    once = in_compute_dtype(params, model)
+    kept = [leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(once)]
+    norms = sum("norm" in part for group in params["groups"].values() for part in group) + 1
+    assert sum(kept) == norms + 1  # and the embedding
+    _, grads_once = quick_jit(step)(once, tokens_BT, targets_BT)
+    assert_identical(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads_once), grads)
 
     logits_BTV = logits(params, tokens_BT, model)
     exact_BTV = numpy_llama.logits(unstack_layers(params, model), tokens_BT, model)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ffn_alloc.evaluation.perplexity import Perplexity
+from ffn_alloc.model.decoder import unstack_layers
 from ffn_alloc.training import update_log
 from ffn_alloc.training.checkpoint import saved_steps
 from ffn_alloc.training.sharding import make_mesh
@@ -69,6 +70,18 @@ def test_an_evaluation_sees_the_state_of_its_step(tmp_path):
     assert values[0]["eval/validation/nll"] != values[1]["eval/validation/nll"]
 
 
+def test_the_norms_of_parameters_are_those_after_the_update(tmp_path):
+    final = run(LOOP_CONFIG, tmp_path, evaluators=[])
+    layers = unstack_layers(final.params, LOOP_CONFIG.model)["layers"]
+    expected = [
+        np.sqrt(sum(np.square(np.float64(leaf)).sum() for leaf in jax.tree.leaves(layers[str(i)])))
+        for i in range(LOOP_CONFIG.model.num_layers)
+    ]
+    logged = [row["layers/param_norm"] for row in rows(tmp_path) if "layers/param_norm" in row]
+    np.testing.assert_allclose(logged[-1], expected, rtol=1e-5)
+    assert not np.allclose(logged[-2], expected, rtol=1e-5)
+
+
 def test_the_log_and_checkpoint_rhythms_are_those_of_the_config(tmp_path):
     config = micro_config(
         **{
@@ -96,9 +109,9 @@ def test_metrics_are_read_one_update_late(tmp_path, monkeypatch):
             events.append(("read", log._pending[0]))
         flush(log)
 
-    def note_dispatched(log, step, metrics):
+    def note_dispatched(log, step, metrics, params):
         events.append(("dispatched", step))
-        dispatched(log, step, metrics)
+        dispatched(log, step, metrics, params)
 
     monkeypatch.setattr(update_log.UpdateLog, "flush", note_flush)
     monkeypatch.setattr(update_log.UpdateLog, "dispatched", note_dispatched)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ffn_alloc.model.decoder import restack_layers
-from ffn_alloc.training.metrics import digest, is_finite, layer_norms
+from ffn_alloc.training.metrics import digest, is_finite, norms
 from tests.helpers import tiny_model
 
 
@@ -92,7 +92,7 @@ def test_is_finite_finds_one_bad_element(value):
         assert not is_finite(values)
 
 
-def test_layer_norms_by_global_index():
+def test_norms_of_the_whole_and_of_layers_by_global_index():
     model = tiny_model("middle:0.3", num_layers=6)  # groups of 2, 2 and 2 layers
     assert model.ffn_dims.count(0) == 4
     rng = np.random.default_rng(0)
@@ -100,7 +100,8 @@ def test_layer_norms_by_global_index():
         str(i): {"attention": {"query": rng.normal(size=(3, 2))}, "gain": rng.normal(size=4) * i}
         for i in range(6)
     }
-    stacked = restack_layers({"layers": jax.tree.map(jnp.float32, layers)}, model)
+    table = rng.normal(size=(5, 2))
+    tree = jax.tree.map(jnp.float32, {"layers": layers, "embedding": {"table": table}})
     expected = [
         np.sqrt(
             np.square(layers[str(i)]["attention"]["query"]).sum()
@@ -108,4 +109,7 @@ def test_layer_norms_by_global_index():
         )
         for i in range(6)
     ]
-    np.testing.assert_allclose(layer_norms(stacked, model), expected, rtol=1e-6)
+    whole, norms_L = norms(restack_layers(tree, model), model)
+    np.testing.assert_allclose(norms_L, expected, rtol=1e-6)
+    total = np.square(expected).sum() + np.square(table).sum()
+    np.testing.assert_allclose(whole, np.sqrt(total), rtol=1e-6)

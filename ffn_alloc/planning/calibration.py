@@ -1,0 +1,142 @@
+"""What a device attains of its chip's figures, measured with the shapes of a run's own layers.
+
+Shapes: M tokens of a microbatch, K the dimension that a product sums over, N the other one;
+B batch, T positions, H head_dim.
+"""
+
+import dataclasses
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import nnls
+
+from ffn_alloc.config import Config
+from ffn_alloc.model.attention import attend, choose_kernel
+from ffn_alloc.model.wide_ffn import gated
+
+_SECONDS = 0.4  # of each measurement: long enough for the clock that lasting work leaves a GPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One kernel: what it is and its shapes, seconds, FLOPs (0: none), bytes of main memory."""
+
+    name: str
+    seconds: float
+    flops: int
+    bytes: int
+    contraction: int = 0
+
+    def __str__(self) -> str:
+        rate = f"{self.flops / self.seconds / 1e12:.0f} TFLOP/s"
+        if not self.flops:
+            rate = f"{self.bytes / self.seconds / 1e12:.2f} TB/s"
+        return f"{self.name:<52} {self.seconds * 1e3:9.3f} ms  {rate}"
+
+
+def calibrate(config: Config, device: jax.Device) -> list[Timing]:
+    """Times the products of every matrix forward and backward, attention, and SwiGLU's
+    elementwise part as a stream through memory: bfloat16, on random numbers, since a GPU's clock
+    depends on them."""
+    with jax.default_device(device):
+        return [*_products(config), *_attention(config, device.platform), _stream(config)]
+
+
+def rates(timings: list[Timing]) -> dict[str, float]:
+    """The fields of `roofline.Rates` that the timings determine.
+
+    Matrix products: seconds = FLOPs / rate * (1 + half / K), by least squares of relative errors.
+    """
+    products = [timing for timing in timings if timing.contraction]
+    per_second = np.array([[p.flops / p.seconds] * 2 for p in products])
+    per_second[:, 1] /= [p.contraction for p in products]
+    (inverse, slope), _ = nnls(per_second, np.ones(len(products)))
+    others = {timing.name.split()[0]: timing for timing in timings if not timing.contraction}
+    forward, backward, stream = (others[name] for name in ("attention", "attention'", "stream"))
+    return {
+        "matmul_flops": float(1 / inverse),
+        "matmul_half_length": float(slope / inverse),
+        "attention_forward_flops": forward.flops / forward.seconds,
+        "attention_backward_flops": backward.flops / backward.seconds,
+        "memory_bandwidth": stream.bytes / stream.seconds,
+    }
+
+
+def write(timings: list[Timing], path: Path) -> None:
+    """The rates as `plan --calibrate` reads them."""
+    path.write_text(json.dumps(rates(timings), indent=1) + "\n")
+
+
+def _products(config: Config) -> Iterator[Timing]:
+    model, M = config.model, config.microbatch_size * config.data.sequence_length
+    D, heads = model.d_model, model.num_heads * model.head_dim
+    widths = sorted({F for F in model.ffn_dims if F})
+    matrices = [(D, heads), (D, model.vocab_size)] + [(D, F) for F in widths]
+    for E, F in matrices:
+        # x @ W, dy @ W', x' @ dy: for the output, for the input's and the matrix's gradients.
+        for name, left, right, axes in (
+            (f"[{M}, {E}] @ [{E}, {F}]", (M, E), (E, F), (1, 0)),
+            (f"[{M}, {F}] @ [{E}, {F}]'", (M, F), (E, F), (1, 1)),
+            (f"[{M}, {E}]' @ [{M}, {F}]", (M, E), (M, F), (0, 0)),
+        ):
+            dimensions = (((axes[0],), (axes[1],)), ((), ()))
+            product = jax.jit(lambda a, b, d=dimensions: jax.lax.dot_general(a, b, d))
+            arrays = _random(left, right)
+            seconds = _seconds(product, *arrays)
+            moved = sum(array.nbytes for array in arrays) + product(*arrays).nbytes
+            yield Timing(name, seconds, 2 * M * E * F, moved, left[axes[0]])
+
+
+def _attention(config: Config, platform: str) -> Iterator[Timing]:
+    model, B, T = config.model, config.microbatch_size, config.data.sequence_length
+    kernel = choose_kernel(model, False, platform)
+    wide, narrow = ((B, T, n, model.head_dim) for n in (model.num_heads, model.num_kv_heads))
+    q, k, v, y_grad = _random(wide, narrow, narrow, wide)
+    causal = functools.partial(attend, segment_ids_BT=None, kernel=kernel)
+    forward = _seconds(jax.jit(causal), q, k, v)
+    pulled = jax.jit(lambda q, k, v, y_grad: jax.vjp(causal, q, k, v)[1](y_grad))
+    both = _seconds(pulled, q, k, v, y_grad)
+    flops = 4 * B * T * T * model.num_heads * model.head_dim // 2
+    name = f"{kernel} {list(wide)} causal"
+    yield Timing(f"attention {name}", forward, flops, 0)
+    yield Timing(f"attention' {name}", max(both - forward, 1e-9), 2 * flops, 0)
+
+
+def _stream(config: Config) -> Timing:
+    M = config.microbatch_size * config.data.sequence_length
+    gate, up = _random((M, config.model.d_ff), (M, config.model.d_ff))
+    name = f"stream 3 x {list(gate.shape)}"
+    return Timing(name, _seconds(jax.jit(gated), gate, up), 0, 3 * gate.nbytes)
+
+
+def _random(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [
+        jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def _seconds(function: Callable[..., Any], *arrays: jax.Array) -> float:
+    """Of one call among many in a row: the median of five such rows, after one to warm up."""
+    calls = 1
+    while (taken := _row(function, arrays, calls)) < _SECONDS / 10:
+        calls *= 2
+    calls = max(1, round(calls * _SECONDS / 5 / taken))
+    return statistics.median(_row(function, arrays, calls) / calls for _ in range(5))
+
+
+def _row(function: Callable[..., Any], arrays: tuple[jax.Array, ...], calls: int) -> float:
+    result = jax.block_until_ready(function(*arrays))
+    start = time.perf_counter()
+    for _ in range(calls):
+        result = function(*arrays)
+    jax.block_until_ready(result)
+    return time.perf_counter() - start
