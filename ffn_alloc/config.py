@@ -195,7 +195,8 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
             raise BadInput(prefix + str(key), values[key], "unknown key", f"Known here: {known}")
     for name in fields:
         if name not in values:
-            raise BadInput(prefix + name, None, "missing", "configs/recipe.py names every field")
+            remedy = "configs/recipe.py names every field; add it, also to an older config.json"
+            raise BadInput(prefix + name, None, "missing", remedy)
     return cls(**{name: _value(kind, values[name], prefix + name) for name, kind in fields.items()})
 
 

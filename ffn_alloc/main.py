@@ -43,7 +43,7 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     mesh = make_mesh(config.mesh)
     watchdog.other("preparing data and restoring")
     check_mesh(config, mesh)
-    choose_kernel(config.model, config.data.mask_documents, platform)
+    choose_kernel(config.model, config.data.mask_documents, platform, config.data.sequence_length)
     data = ensure_prepared(config)
     processes.check_same("data fingerprint", data.fingerprint, "Prepare the same data everywhere")
     train_batches = functools.partial(

@@ -25,10 +25,13 @@ _SPLASH_LANES = 128  # T and head_dim are multiples of it
 _SPLASH_BLOCK = 1024  # of queries and of keys; larger ones leave fast memory
 
 
-def choose_kernel(model: ModelConfig, mask_documents: bool, platform: str) -> str:
-    """'xla', 'cudnn' (GPU) or 'splash' (TPU) for a platform; BadInput if it cannot serve."""
+def choose_kernel(
+    model: ModelConfig, mask_documents: bool, platform: str, trained_length: int = 0
+) -> str:
+    """'xla', 'cudnn' (GPU) or 'splash' (TPU) for a platform, and for training on rows of that
+    length (0: forward only); BadInput if it cannot serve."""
     problems = {
-        "cudnn": _cudnn_problem(model, mask_documents, platform),
+        "cudnn": _cudnn_problem(model, mask_documents, platform, trained_length),
         "splash": _splash_problem(model, platform),
     }
     name = model.attention
@@ -112,7 +115,9 @@ def attend_cached(
     return y_BKG1H.reshape(B, 1, N, H)
 
 
-def _cudnn_problem(model: ModelConfig, mask_documents: bool, platform: str) -> str | None:
+def _cudnn_problem(
+    model: ModelConfig, mask_documents: bool, platform: str, trained_length: int
+) -> str | None:
     """Why cuDNN's fused attention cannot be used, or None."""
     if platform not in ("gpu", "cuda"):
         return f"runs on NVIDIA GPUs, and the platform is {platform}"
@@ -122,6 +127,8 @@ def _cudnn_problem(model: ModelConfig, mask_documents: bool, platform: str) -> s
         return f"needs bfloat16, and model.compute_dtype is {model.compute_dtype}"
     if model.head_dim % 8 or model.head_dim > 128:
         return f"needs head_dim of a multiple of 8 up to 128, not {model.head_dim}"
+    if trained_length % 2:
+        return f"has no gradient for rows of odd length (data.sequence_length {trained_length})"
     return None
 
 

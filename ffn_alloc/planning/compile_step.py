@@ -53,7 +53,9 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     mesh = make_mesh(config.mesh, _devices(topology))
     check_mesh(config, mesh)
     platform = topology.chip.platform
-    kernel = choose_kernel(config.model, config.data.mask_documents, platform)
+    kernel = choose_kernel(
+        config.model, config.data.mask_documents, platform, config.data.sequence_length
+    )
     start = time.process_time()
     try:
         compiled = compile_train_step(config, mesh)

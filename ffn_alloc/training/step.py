@@ -87,7 +87,9 @@ def make_nll(
 ) -> Callable[[Any, Batch], Any]:
     """(params, batch) -> (nll, log of the partition function), [B, T] in nats: the forward pass
     of training and evaluation, with the config's kernel, layout and loss chunks."""
-    kernel = choose_kernel(config.model, config.data.mask_documents, platform)
+    kernel = choose_kernel(
+        config.model, config.data.mask_documents, platform, config.data.sequence_length
+    )
     unroll = layers_per_iteration(config, platform)
 
     def losses(params: Any, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, ...]:

@@ -66,6 +66,15 @@ def test_cudnn_is_refused_where_it_cannot_serve(change, mask_documents, platform
     assert choose_kernel(automatic, mask_documents, platform) == "xla"
 
 
+def test_cudnn_is_refused_for_training_on_rows_of_odd_length():
+    with pytest.raises(BadInput, match="odd length"):
+        choose_kernel(GPU_MODEL, False, "gpu", trained_length=255)
+    automatic = dataclasses.replace(GPU_MODEL, attention="auto")
+    assert choose_kernel(automatic, False, "gpu", trained_length=255) == "xla"
+    assert choose_kernel(automatic, False, "gpu", trained_length=256) == "cudnn"
+    assert choose_kernel(automatic, False, "gpu") == "cudnn"  # forward only
+
+
 @pytest.mark.parametrize("platform", ["gpu", "cuda"])
 def test_kernels_on_a_gpu(platform):
     for wanted, chosen in (("auto", "cudnn"), ("cudnn", "cudnn"), ("xla", "xla")):
