@@ -24,8 +24,8 @@ from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.data.storage import cache_root
 from ffn_alloc.errors import BadInput
-from ffn_alloc.planning import calibration, speed
-from ffn_alloc.training import host, processes
+from ffn_alloc.planning import speed
+from ffn_alloc.training import calibration, host, processes
 from ffn_alloc.training.measuring import measure
 from ffn_alloc.training.sharding import check_mesh, make_mesh
 

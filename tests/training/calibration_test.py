@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from ffn_alloc.chips import BY_NAME
-from ffn_alloc.planning import calibration, roofline
-from ffn_alloc.planning.calibration import Timing
+from ffn_alloc.planning import roofline
+from ffn_alloc.training import calibration
+from ffn_alloc.training.calibration import Timing
 from tests.helpers import tiny_config
 
 
