@@ -42,11 +42,8 @@ def bench(config: Config) -> None:
     host.set_up_devices(config, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
-    device = mesh.devices.flat[0]
-    rates = Path(_CALIBRATE.value).expanduser() if _CALIBRATE.value else None
-    if rates and chip_of(device.device_kind) is None:
-        problem = f"there is no prediction to calibrate for a device of kind {device.device_kind}"
-        raise BadInput("--calibrate", str(rates), problem, "Leave it out")
+    device_kind = mesh.devices.flat[0].device_kind
+    rates = _file_for_rates(device_kind)
     batches = functools.partial(
         pipeline.train_batches,
         ensure_prepared(config),
@@ -58,15 +55,31 @@ def bench(config: Config) -> None:
     )
     trace = Path(_PROFILE.value).expanduser() if _PROFILE.value else None
     if rates:
-        timings = calibration.calibrate(config, device)
-        print(*timings, sep="\n", file=sys.stderr)
-        calibration.write(timings, rates)
+        timings = calibration.calibrate(config, mesh)
+        if processes.is_first():
+            print(*timings, sep="\n", file=sys.stderr)
+            calibration.write(timings, rates)
+        processes.wait_for_all("calibrated")
     found = measure(config, mesh, batches, _STEPS.value, trace)
-    values: dict[str, Any] = speed.summary(config, device.device_kind, mesh.size, found, rates)
+    if not processes.is_first():
+        return
+    values: dict[str, Any] = speed.summary(config, device_kind, mesh.size, found, rates)
     if earlier:
         values["ratios"] = speed.ratios(values, earlier)
-    if processes.is_first():
-        print(json.dumps(values) if _JSON.value else speed.text(values))
+    print(json.dumps(values) if _JSON.value else speed.text(values))
+
+
+def _file_for_rates(device_kind: str) -> Path | None:
+    """--calibrate; BadInput, before any work, where it can bring nothing or not be written."""
+    if _CALIBRATE.value is None:
+        return None
+    path = Path(_CALIBRATE.value).expanduser()
+    if chip_of(device_kind) is None:
+        problem = f"there is no prediction to calibrate for a device of kind {device_kind}"
+        raise BadInput("--calibrate", str(path), problem, "Leave it out")
+    if path.is_dir() or not path.parent.is_dir():
+        raise BadInput("--calibrate", str(path), "is no file in a directory", "Name a file in one")
+    return path
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ffn_alloc.accounting import training_flops
+from ffn_alloc.chips import BY_NAME
 from ffn_alloc.errors import BadInput
-from ffn_alloc.planning import speed
+from ffn_alloc.planning import roofline, speed
 from ffn_alloc.training.timing import Measurement
 from tests import main_test
 from tests.helpers import tiny_config
@@ -22,8 +23,20 @@ PROMISED = (
 ).split()
 
 
-def bench(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ffn_alloc.bench", "--config=configs/quickstart.py"]
+# The verb on a CPU that is taken for an H100, with short measurements.
+ON_A_CHIP = """
+from ffn_alloc import bench, cli
+from ffn_alloc.chips import BY_NAME
+bench.chip_of = bench.speed.chip_of = lambda kind: BY_NAME["h100"]
+bench.calibration._SECONDS = 0.001
+cli.run(bench.bench)
+"""
+
+
+def bench(
+    *flags: str, verb: tuple[str, str] = ("-m", "ffn_alloc.bench")
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *verb, "--config=configs/quickstart.py"]
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     return subprocess.run(
         [*command, *main_test.TINY, *flags],
@@ -67,6 +80,17 @@ def test_without_a_prediction_there_is_nothing_to_calibrate(tmp_path):
     done = bench(f"--calibrate={tmp_path / 'rates.json'}")
     assert done.returncode == 2 and "--calibrate" in done.stderr
     assert not (tmp_path / "rates.json").exists()
+
+
+def test_rates_are_measured_and_used(tmp_path):
+    lost = tmp_path / "nowhere" / "rates.json"
+    done = bench(f"--calibrate={lost}", verb=("-c", ON_A_CHIP))
+    assert done.returncode == 2 and str(lost) in done.stderr and "compiling" not in done.stderr
+    path = tmp_path / "rates.json"
+    done = bench("--json", "--steps=2", f"--calibrate={path}", verb=("-c", ON_A_CHIP))
+    assert done.returncode == 0, done.stderr
+    assert "TFLOP/s" in done.stderr and json.loads(done.stdout)["mfu_causal"] > 0
+    assert roofline.rates(BY_NAME["h100"], path) != roofline.rates(BY_NAME["h100"])
 
 
 def test_mfu_by_hand(monkeypatch):

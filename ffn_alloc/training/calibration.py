@@ -1,7 +1,6 @@
 """What a device attains of its chip's figures, measured with the shapes of a run's own layers.
 
-Shapes: M tokens of a microbatch, K the dimension that a product sums over, N the other one;
-B batch, T positions, H head_dim.
+Shapes: M tokens of a microbatch on one device, K and N a matrix' sides; B rows, T positions.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from scipy.optimize import nnls
 
 from ffn_alloc.config import Config
@@ -23,6 +23,7 @@ from ffn_alloc.model.attention import attend, choose_kernel
 from ffn_alloc.model.wide_ffn import gated
 
 _SECONDS = 0.4  # of each measurement: long enough for the clock that lasting work leaves a GPU
+_MOST_TOKENS = 1 << 16  # more of them change no rate, and may not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +43,19 @@ class Timing:
         return f"{self.name:<52} {self.seconds * 1e3:9.3f} ms  {rate}"
 
 
-def calibrate(config: Config, device: jax.Device) -> list[Timing]:
-    """Times the products of every matrix forward and backward, attention, and SwiGLU's
-    elementwise part as a stream through memory: bfloat16, on random numbers, since a GPU's clock
-    depends on them."""
+def calibrate(config: Config, mesh: Mesh) -> list[Timing]:
+    """Times on one device the products of every matrix forward and backward, attention, and
+    SwiGLU's elementwise part as a stream through memory, for its rows of a microbatch: bfloat16,
+    on random numbers, since a GPU's clock depends on them."""
+    device, T = mesh.local_devices[0], config.data.sequence_length
+    B = config.microbatch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+    B = max(1, min(B, _MOST_TOKENS // T))
     with jax.default_device(device):
-        return [*_products(config), *_attention(config, device.platform), _stream(config)]
+        return [
+            *_products(config, B * T),
+            *_attention(config, B, device.platform),
+            _stream(config, B * T),
+        ]
 
 
 def rates(timings: list[Timing]) -> dict[str, float]:
@@ -75,29 +83,28 @@ def write(timings: list[Timing], path: Path) -> None:
     path.write_text(json.dumps(rates(timings), indent=1) + "\n")
 
 
-def _products(config: Config) -> Iterator[Timing]:
-    model, M = config.model, config.microbatch_size * config.data.sequence_length
+def _products(config: Config, M: int) -> Iterator[Timing]:
+    model = config.model
     D, heads = model.d_model, model.num_heads * model.head_dim
     widths = sorted({F for F in model.ffn_dims if F})
-    matrices = [(D, heads), (D, model.vocab_size)] + [(D, F) for F in widths]
-    for E, F in matrices:
-        # x @ W, dy @ W', x' @ dy: for the output, for the input's and the matrix's gradients.
+    for K, N in [(D, heads), (D, model.vocab_size), *((D, F) for F in widths)]:
+        # x @ W, dy @ W', x' @ dy: for the output, for the input's and the matrix' gradients.
         for name, left, right, axes in (
-            (f"[{M}, {E}] @ [{E}, {F}]", (M, E), (E, F), (1, 0)),
-            (f"[{M}, {F}] @ [{E}, {F}]'", (M, F), (E, F), (1, 1)),
-            (f"[{M}, {E}]' @ [{M}, {F}]", (M, E), (M, F), (0, 0)),
+            (f"[{M}, {K}] @ [{K}, {N}]", (M, K), (K, N), (1, 0)),
+            (f"[{M}, {N}] @ [{K}, {N}]'", (M, N), (K, N), (1, 1)),
+            (f"[{M}, {K}]' @ [{M}, {N}]", (M, K), (M, N), (0, 0)),
         ):
             dimensions = (((axes[0],), (axes[1],)), ((), ()))
             product = jax.jit(lambda a, b, d=dimensions: jax.lax.dot_general(a, b, d))
             arrays = _random(left, right)
             seconds = _seconds(product, *arrays)
             moved = sum(array.nbytes for array in arrays) + product(*arrays).nbytes
-            yield Timing(name, seconds, 2 * M * E * F, moved, left[axes[0]])
+            yield Timing(name, seconds, 2 * M * K * N, moved, left[axes[0]])
 
 
-def _attention(config: Config, platform: str) -> Iterator[Timing]:
-    model, B, T = config.model, config.microbatch_size, config.data.sequence_length
-    kernel = choose_kernel(model, False, platform)
+def _attention(config: Config, B: int, platform: str) -> Iterator[Timing]:
+    model, T = config.model, config.data.sequence_length
+    kernel = choose_kernel(model, False, platform, T)
     wide, narrow = ((B, T, n, model.head_dim) for n in (model.num_heads, model.num_kv_heads))
     q, k, v, y_grad = _random(wide, narrow, narrow, wide)
     causal = functools.partial(attend, segment_ids_BT=None, kernel=kernel)
@@ -110,8 +117,7 @@ def _attention(config: Config, platform: str) -> Iterator[Timing]:
     yield Timing(f"attention' {name}", max(both - forward, 1e-9), 2 * flops, 0)
 
 
-def _stream(config: Config) -> Timing:
-    M = config.microbatch_size * config.data.sequence_length
+def _stream(config: Config, M: int) -> Timing:
     gate, up = _random((M, config.model.d_ff), (M, config.model.d_ff))
     name = f"stream 3 x {list(gate.shape)}"
     return Timing(name, _seconds(jax.jit(gated), gate, up), 0, 3 * gate.nbytes)

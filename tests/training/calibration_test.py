@@ -9,6 +9,7 @@ from ffn_alloc.chips import BY_NAME
 from ffn_alloc.planning import roofline
 from ffn_alloc.training import calibration
 from ffn_alloc.training.calibration import Timing
+from ffn_alloc.training.sharding import make_mesh
 from tests.helpers import tiny_config
 
 
@@ -35,7 +36,7 @@ def test_rates_by_hand():
 def test_the_kernels_of_a_config(monkeypatch, tmp_path):
     monkeypatch.setattr(calibration, "_SECONDS", 0.001)
     config = tiny_config("middle:0.7", **{"train.microbatch_size": 2})
-    timings = calibration.calibrate(config, jax.devices()[0])
+    timings = calibration.calibrate(config, make_mesh(config.mesh, jax.devices()[:1]))
     (width,) = {F for F in config.model.ffn_dims if F}
     # 2 rows of 16 tokens; d_model 32 = 4 heads of 8; 320 words. Three products for each of them.
     sizes = [2 * 32 * 32 * E for E in (32, 320, width)]
