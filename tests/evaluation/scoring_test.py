@@ -71,10 +71,14 @@ def numpys(context, continuation):
     return nats, logits_TV.argmax(-1).tolist() == continuation
 
 
-def assert_same(found, expected, tolerance=1e-5):
+def assert_same(found, expected, tolerance=3e-6):
+    """But for a few roundings to float32 of one token, and those of a sum by its size."""
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     np.testing.assert_allclose(
-        [nats for nats, _ in found], [nats for nats, _ in expected], rtol=0, atol=tolerance
+        [nats for nats, _ in found],
+        [nats for nats, _ in expected],
+        rtol=np.finfo(np.float32).eps,
+        atol=tolerance,
     )
 
 
