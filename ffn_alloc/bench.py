@@ -18,12 +18,10 @@ import jax
 from absl import flags
 
 from ffn_alloc import cli
-from ffn_alloc.chips import chip_of
 from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.data.storage import cache_root
-from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import speed
 from ffn_alloc.training import calibration, host, processes
 from ffn_alloc.training.measuring import measure
@@ -43,7 +41,7 @@ def bench(config: Config) -> None:
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     device_kind = mesh.devices.flat[0].device_kind
-    rates = _file_for_rates(device_kind)
+    rates = speed.file_for_rates(_CALIBRATE.value, device_kind)
     batches = functools.partial(
         pipeline.train_batches,
         ensure_prepared(config),
@@ -67,19 +65,6 @@ def bench(config: Config) -> None:
     if earlier:
         values["ratios"] = speed.ratios(values, earlier)
     print(json.dumps(values) if _JSON.value else speed.text(values))
-
-
-def _file_for_rates(device_kind: str) -> Path | None:
-    """--calibrate; BadInput, before any work, where it can bring nothing or not be written."""
-    if _CALIBRATE.value is None:
-        return None
-    path = Path(_CALIBRATE.value).expanduser()
-    if chip_of(device_kind) is None:
-        problem = f"there is no prediction to calibrate for a device of kind {device_kind}"
-        raise BadInput("--calibrate", str(path), problem, "Leave it out")
-    if path.is_dir() or not path.parent.is_dir():
-        raise BadInput("--calibrate", str(path), "is no file in a directory", "Name a file in one")
-    return path
 
 
 if __name__ == "__main__":

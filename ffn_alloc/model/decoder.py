@@ -82,8 +82,10 @@ def in_compute_dtype(params: Params, model: ModelConfig) -> Params:
         index: {name: part if "norm" in name else rounded(part) for name, part in group.items()}
         for index, group in params["groups"].items()
     }
-    outer = {name: rounded(params[name]) for name in ("unembedding",) if name in params}
-    return {**params, "groups": groups, **outer}
+    once = {**params, "groups": groups}
+    if "unembedding" in params:
+        once["unembedding"] = rounded(params["unembedding"])
+    return once
 
 
 def forward(

@@ -48,6 +48,19 @@ def summary(
     }
 
 
+def file_for_rates(name: str | None, device_kind: str) -> Path | None:
+    """Of `bench --calibrate`; BadInput where it can bring nothing or not be written."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if chip_of(device_kind) is None:
+        problem = f"there is no prediction to calibrate for a device of kind {device_kind}"
+        raise BadInput("--calibrate", str(path), problem, "Leave it out")
+    if path.is_dir() or not path.parent.is_dir():
+        raise BadInput("--calibrate", str(path), "is no file in a directory", "Name a file in one")
+    return path
+
+
 def read(path: Path) -> dict[str, Any]:
     """An earlier summary; BadInput if the file holds none."""
     try:

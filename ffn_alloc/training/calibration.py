@@ -28,13 +28,13 @@ _MOST_TOKENS = 1 << 16  # more of them change no rate, and may not fit
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One kernel: what it is and its shapes, seconds, FLOPs (0: none), bytes of main memory."""
+    """One kernel: what it is and its shapes, seconds; its FLOPs, or the bytes that it moves."""
 
     name: str
     seconds: float
-    flops: int
-    bytes: int
-    contraction: int = 0
+    flops: int = 0
+    bytes: int = 0
+    contraction: int = 0  # of a product, the dimension that it sums over
 
     def __str__(self) -> str:
         rate = f"{self.flops / self.seconds / 1e12:.0f} TFLOP/s"
@@ -96,10 +96,8 @@ def _products(config: Config, M: int) -> Iterator[Timing]:
         ):
             dimensions = (((axes[0],), (axes[1],)), ((), ()))
             product = jax.jit(lambda a, b, d=dimensions: jax.lax.dot_general(a, b, d))
-            arrays = _random(left, right)
-            seconds = _seconds(product, *arrays)
-            moved = sum(array.nbytes for array in arrays) + product(*arrays).nbytes
-            yield Timing(name, seconds, 2 * M * K * N, moved, left[axes[0]])
+            seconds = _seconds(product, *_random(left, right))
+            yield Timing(name, seconds, 2 * M * K * N, contraction=left[axes[0]])
 
 
 def _attention(config: Config, B: int, platform: str) -> Iterator[Timing]:
@@ -113,14 +111,14 @@ def _attention(config: Config, B: int, platform: str) -> Iterator[Timing]:
     both = _seconds(pulled, q, k, v, y_grad)
     flops = 4 * B * T * T * model.num_heads * model.head_dim // 2
     name = f"{kernel} {list(wide)} causal"
-    yield Timing(f"attention {name}", forward, flops, 0)
-    yield Timing(f"attention' {name}", max(both - forward, 1e-9), 2 * flops, 0)
+    yield Timing(f"attention {name}", forward, flops)
+    yield Timing(f"attention' {name}", max(both - forward, 1e-9), 2 * flops)
 
 
 def _stream(config: Config, M: int) -> Timing:
     gate, up = _random((M, config.model.d_ff), (M, config.model.d_ff))
     name = f"stream 3 x {list(gate.shape)}"
-    return Timing(name, _seconds(jax.jit(gated), gate, up), 0, 3 * gate.nbytes)
+    return Timing(name, _seconds(jax.jit(gated), gate, up), bytes=3 * gate.nbytes)
 
 
 def _random(*shapes: tuple[int, ...]) -> list[jax.Array]:

@@ -11,19 +11,17 @@ from ffn_alloc.training.sharding import batch_sharding, replicated, shardings
 from ffn_alloc.training.state import abstract_state
 from ffn_alloc.training.step import Batch, make_train_step
 
-_GPU = {
-    # By default the products with the query's and the key's matrix become one where they are
-    # small, whose halves are then copied apart (1.1 % of a step of 1p2b, modelled).
-    "xla_gpu_dot_merger_threshold_mb": 0,
-    # cuBLAS adds to what is there while it multiplies: to residuals, and one matrix's gradient of
-    # its input to another's. Where Triton's kernels compete, each product is chosen by itself.
-    # Measured on an H100: 285m 2.0 % faster.
-    "xla_gpu_enable_triton_gemm": False,
-}
 # Options of XLA by platform, each for a reason.
 _COMPILER_OPTIONS: dict[str, dict[str, str | bool | int]] = {
-    "gpu": _GPU,
-    "cuda": _GPU,
+    "gpu": {
+        # By default the products with the query's and the key's matrix become one where they are
+        # small, whose halves are then copied apart (1.1 % of a step of 1p2b, modelled).
+        "xla_gpu_dot_merger_threshold_mb": 0,
+        # cuBLAS adds to what is there while it multiplies: to residuals, and one matrix's gradient
+        # of its input to another's. Where Triton's kernels compete, each product is chosen by
+        # itself. Measured on an H100: 285m 2.0 % faster.
+        "xla_gpu_enable_triton_gemm": False,
+    },
     # By default a product with a gathered matrix is cut along the dimension that is summed over,
     # here into pieces of d_model / fsdp (80 at 285m on 16 chips), which fill a part of the
     # 128 x 128 units: 16 times as many products, and 2.6 times the time to compile.

@@ -16,13 +16,13 @@ from tests.helpers import tiny_config
 def test_rates_by_hand():
     """Products at 700 TFLOP/s that need 100 more of the dimension they sum over."""
     timings = [
-        Timing(f"product {K}", 2e12 / 7e14 * (1 + 100 / K), int(2e12), 0, K)
+        Timing(f"product {K}", 2e12 / 7e14 * (1 + 100 / K), int(2e12), contraction=K)
         for K in (64, 500, 9000)
     ]
     timings += [
-        Timing("attention cudnn", 0.5, 100, 0),
-        Timing("attention' cudnn", 2.0, 200, 0),
-        Timing("stream", 0.1, 0, 300),
+        Timing("attention cudnn", 0.5, 100),
+        Timing("attention' cudnn", 2.0, 200),
+        Timing("stream", 0.1, bytes=300),
     ]
     assert calibration.rates(timings) == {
         "matmul_flops": pytest.approx(7e14),
