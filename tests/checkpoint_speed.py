@@ -2,8 +2,8 @@
 
     python -m tests.checkpoint_speed DIRECTORY [configs/baseline_285m.py]
 
-Random values everywhere, as after many steps: zeros would be compressed. Times include the digests
-that saving and restoring compute. Restoring reads what the system may still have in memory.
+Random values everywhere, as after many steps. Times include the digests that saving and restoring
+compute. Restoring reads what the system may still have in memory.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from pathlib import Path
 import jax
 
 from ffn_alloc import cli
+from ffn_alloc.data.storage import cache_root
+from ffn_alloc.training import host
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.sharding import make_mesh
 from ffn_alloc.training.state import abstract_state, init_state
@@ -24,6 +26,7 @@ from ffn_alloc.training.state import abstract_state, init_state
 def main() -> None:
     directory = Path(sys.argv[1]).absolute()
     config = cli.load([f"--config={(sys.argv[2:] or ['configs/baseline_285m.py'])[0]}"])
+    host.set_up_devices(config, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)
     state = jax.jit(_randomise, donate_argnums=0)(init_state(config, mesh))
     jax.block_until_ready(state)
