@@ -15,7 +15,8 @@ FLOORS = [
     "model data training.optimizer training.sharding training.metrics training.writers "
     "training.timing training.host training.workdir training.lease training.processes "
     "training.watchdog training.bucket_files training.room training.__init__",
-    "training.state training.step training.compilation training.checkpoint training.resume",
+    "training.state training.step training.compilation training.checkpoint training.resume "
+    "training.feeding",
     "training.loop training.update_log training.measuring training.calibration "
     "evaluation planning reporting interchange sweeping",
     "cli main prepare plan evaluate report export sweep bench",

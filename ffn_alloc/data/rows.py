@@ -69,10 +69,9 @@ class Rows:
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Rows [B, T + 1] int32 at `indices`; a negative index stands for a row of zeros."""
-        tokens_BT = np.zeros((len(indices), self._length), np.int32)
+        tokens_BT = np.empty((len(indices), self._length), np.int32)
         for i, index in enumerate(indices):
-            if index >= 0:
-                tokens_BT[i] = np.frombuffer(self._record(index), self._dtype)
+            tokens_BT[i] = np.frombuffer(self._record(index), self._dtype) if index >= 0 else 0
         return tokens_BT
 
     def _record(self, index: int) -> bytes:

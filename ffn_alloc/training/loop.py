@@ -23,11 +23,10 @@ from ffn_alloc.errors import Preempted
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.compilation import compile_train_step
+from ffn_alloc.training.feeding import on_devices
 from ffn_alloc.training.host import StopRequest
 from ffn_alloc.training.processes import is_first, wait_for_all
-from ffn_alloc.training.sharding import batch_sharding
 from ffn_alloc.training.state import TrainState
-from ffn_alloc.training.step import put_batch
 from ffn_alloc.training.update_log import UpdateLog, due
 from ffn_alloc.training.watchdog import Watchdog
 from ffn_alloc.training.writers import MetricsWriter, NoWriter, Terminal
@@ -53,8 +52,10 @@ def train(
     saving, and FloatingPointError at a loss or gradient that is not finite.
     """
     steps, terminal = config.train.steps, Terminal(silent=not is_first())
-    batch_iterator, update = batches(start_step=first_step), None
+    update = None
     with contextlib.ExitStack() as stack:
+        feed = on_devices(batches(start_step=first_step), mesh)
+        stack.enter_context(contextlib.closing(feed))
         writer = stack.enter_context(contextlib.closing(_writer(workdir, first_step)))
         log = UpdateLog(config, mesh, writer, terminal, checkpoints)
         stack.enter_context(jax.set_mesh(mesh))
@@ -80,13 +81,14 @@ def train(
                 break
             watchdog.update(step + 1)
             with log.clock.waiting_for_data():
-                batch = put_batch(next(batch_iterator), batch_sharding(mesh))
+                batch = next(feed)
             if update is None:
                 watchdog.other("compiling the update")
                 update = _compile(config, mesh, batch, terminal)
                 watchdog.update(step + 1)
                 log.clock.restart()
             state, metrics = update(state, batch)
+            del batch  # now, not while the next one is waited for
             log.dispatched(step + 1, metrics, state.params)
         watchdog.other("writing the last checkpoint")
         checkpoints.wait()

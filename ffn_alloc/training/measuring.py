@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 
 from ffn_alloc.config import Config
 from ffn_alloc.training.compilation import compile_train_step, peak_bytes
-from ffn_alloc.training.sharding import batch_sharding
+from ffn_alloc.training.feeding import on_devices
 from ffn_alloc.training.state import init_state
-from ffn_alloc.training.step import put_batch
 from ffn_alloc.training.timing import Measurement
 from ffn_alloc.training.update_log import UpdateLog
 from ffn_alloc.training.writers import MetricsWriter, Terminal
@@ -33,11 +32,11 @@ def measure(
     """Runs warm-up and `steps` steps as the loop does: fetch, dispatch, then read and log the
     step before. With `profile` the measured steps are traced to that directory (which costs
     time)."""
-    iterator = batches(start_step=0)
     start = time.perf_counter()
     update = compile_train_step(config, mesh)
     compile_seconds = time.perf_counter() - start
     with contextlib.ExitStack() as stack:
+        feed = stack.enter_context(contextlib.closing(on_devices(batches(start_step=0), mesh)))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         writer = stack.enter_context(contextlib.closing(MetricsWriter(scratch, 0)))
         log = UpdateLog(config, mesh, writer, Terminal(silent=True), _NoCheckpoints())
@@ -50,9 +49,10 @@ def measure(
                 jax.profiler.start_trace(str(profile))
                 stack.callback(jax.profiler.stop_trace)
             fetch = time.perf_counter()
-            rows = next(iterator)
+            batch = next(feed)
             waits.append(time.perf_counter() - fetch)
-            state, metrics = update(state, put_batch(rows, batch_sharding(mesh)))
+            state, metrics = update(state, batch)
+            del batch
             log.dispatched(step + 1, metrics, state.params)
             ends.append(time.perf_counter())
         log.flush()

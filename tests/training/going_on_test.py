@@ -69,15 +69,8 @@ def test_a_stop_saves_and_going_on_gives_the_same_model(whole, tmp_path, step):
         }
     )
     directory, digest = whole
-    stop = Stop()
-
-    def batches(start_step):
-        for t, batch in enumerate(make_batches(config)(start_step), start_step):
-            stop.requested = t == step  # while update t is prepared: it is still done
-            yield batch
-
     with pytest.raises(Preempted) as error:
-        run(config, tmp_path, batches=batches, evaluators=[CountingEvaluator()], stop=stop)
+        run(config, tmp_path, evaluators=[CountingEvaluator()], stop=Stop(during=step + 1))
     assert error.value.code == EXIT_PREEMPTED == 75 and error.value.step == step + 1
     assert saved_steps(tmp_path / "checkpoints") == [step + 1]
     assert sha(run(config, tmp_path, evaluators=[CountingEvaluator()])) == digest
@@ -93,8 +86,7 @@ def test_a_stop_that_comes_during_a_turn_waits_for_the_next(tmp_path):
         def __init__(self):
             self.questions = 0
 
-        @property
-        def requested(self):
+        def at(self, step):
             self.questions += 1
             return self.questions > 3
 
@@ -105,14 +97,8 @@ def test_a_stop_that_comes_during_a_turn_waits_for_the_next(tmp_path):
 
 
 def test_a_stop_at_the_last_step_is_a_finished_run(whole, tmp_path):
-    stop = Stop()
-
-    def batches(start_step):
-        for t, batch in enumerate(make_batches(LOOP_CONFIG)(start_step), start_step):
-            stop.requested = t == LOOP_CONFIG.train.steps - 1
-            yield batch
-
-    assert sha(run(LOOP_CONFIG, tmp_path, batches=batches, stop=stop)) == whole[1]
+    stop = Stop(during=LOOP_CONFIG.train.steps)
+    assert sha(run(LOOP_CONFIG, tmp_path, stop=stop)) == whole[1]
 
 
 def test_sigterm_in_the_loop_saves_and_exits(tmp_path):
@@ -120,17 +106,17 @@ def test_sigterm_in_the_loop_saves_and_exits(tmp_path):
     try:
         stop = host.StopRequest()
 
-        def batches(start_step):
-            for t, batch in enumerate(make_batches(LOOP_CONFIG)(start_step), start_step):
-                if t == 2:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
+        class Signalling(CountingEvaluator):
+            def __call__(self, params, step):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return super().__call__(params, step)
 
+        config = micro_config(**{"eval.every": 3, "checkpoint.every": 100})
         with pytest.raises(Preempted):
-            run(LOOP_CONFIG, tmp_path, batches=batches, stop=stop)
+            run(config, tmp_path, evaluators=[Signalling()], stop=stop)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert max(saved_steps(tmp_path / "checkpoints")) == 3
+    assert saved_steps(tmp_path / "checkpoints") == [3]
 
 
 def test_sigterm_before_the_loop_exits_at_once():

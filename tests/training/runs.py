@@ -42,15 +42,16 @@ Batch = dict[str, np.ndarray]
 
 
 class Stop:
-    """A StopRequest without signals."""
+    """A StopRequest without signals: asked for in the turn of the loop that makes update
+    `during`, after the turn's question."""
 
-    def __init__(self, requested: bool = False):
-        self.requested = requested
+    def __init__(self, during: int | None = None):
+        self._during = during
 
     def enter_loop(self) -> None: ...
 
     def at(self, step: int) -> bool:
-        return self.requested
+        return self._during is not None and step >= self._during
 
 
 def micro_config(allocation: str = "mask:01", **overrides: Any) -> Config:

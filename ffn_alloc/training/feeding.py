@@ -1,0 +1,47 @@
+"""Batches on the devices before the step asks for them."""
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ffn_alloc.training.sharding import batch_sharding
+from ffn_alloc.training.step import Batch, put_batch
+
+_AHEAD = 2  # batches; the second covers one that is late
+
+
+def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
+    """Each of the endless `batches` as global arrays, made by a thread during the steps before.
+
+    What `batches` raises is raised here in its place. The thread stops when the iterator is closed
+    or dropped.
+    """
+    sharding = batch_sharding(mesh)
+    # An executor or a bounded queue would do the same, at twice the price of a `next` and more.
+    room: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+
+    def make() -> None:
+        try:
+            while room.get():
+                ready.put(put_batch(next(batches), sharding))
+        except BaseException as error:
+            ready.put(error)
+
+    thread = threading.Thread(target=make, name="feeding", daemon=True)
+    thread.start()
+    try:
+        for _ in range(_AHEAD):
+            room.put(True)
+        while True:
+            batch = ready.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            room.put(True)
+            yield batch
+    finally:
+        room.put(False)
+        thread.join()
