@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -128,7 +129,7 @@ def hidden_states(
 ) -> jax.Array:
     """What `forward` turns into logits: [B, T, D] behind the final norm."""
     if positions_BT is None:
-        positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+        positions_BT = np.arange(tokens_BT.shape[1])[None]
 
     def layer(module: DecoderLayer, x_BTD: jax.Array, rotary: Rotary, _: None) -> Any:
         return module(x_BTD, rotary, segment_ids_BT, kernel), None
@@ -139,7 +140,7 @@ def hidden_states(
 def run_layers(
     params: Params,
     tokens_BT: jax.Array,
-    positions_BT: jax.Array,
+    positions_BT: jax.Array | np.ndarray,
     model: ModelConfig,
     layer: Callable[[DecoderLayer, jax.Array, Rotary, Any], tuple[jax.Array, Any]],
     unroll: int,

@@ -63,7 +63,7 @@ def test_scan_equals_a_loop_over_layers(case):
         assert_close_to_scale(unstack_layers(grads, model), expected, 1e-5)
 
 
-def test_the_sines_of_positions_are_computed_once():
+def test_the_sines_of_positions_are_constants():
     """XLA for CPUs computes again, in each kernel that reads it, what elementwise operations give:
     sines in every layer took 7 % of the quickstart's step."""
     model = tiny_model("uniform", num_layers=3)
@@ -71,7 +71,7 @@ def test_the_sines_of_positions_are_computed_once():
     tokens_BT = jnp.zeros((2, 64), jnp.int32)
     step = jax.jit(jax.grad(partial(mean_nll, model=model, unroll=3)))
     text = step.lower(stacked, tokens_BT, tokens_BT).compile().as_text()
-    assert text.count(" sine(") == 1
+    assert " sine(" not in text
 
 
 def test_remat_decides_which_matrices_backward_uses_again():
