@@ -136,10 +136,10 @@ def rotary_tables(
     Of numpy's positions, constants: XLA for CPUs computes sines again in each kernel that reads
     them (7 % of the quickstart's step).
     """
-    numpy = np if isinstance(positions_BT, np.ndarray) else jnp
+    xp = np if isinstance(positions_BT, np.ndarray) else jnp
     frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     angles_BT1F = positions_BT.astype(np.float32)[..., None, None] * frequencies
-    return jnp.asarray(numpy.cos(angles_BT1F)), jnp.asarray(numpy.sin(angles_BT1F))
+    return jnp.asarray(xp.cos(angles_BT1F)), jnp.asarray(xp.sin(angles_BT1F))
 
 
 def rotate(x_BTNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -20,7 +20,8 @@ def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator
     or dropped.
     """
     sharding = batch_sharding(mesh)
-    # An executor or a bounded queue would do the same, at twice the price of a `next` and more.
+    # grain's device_put takes global arrays whole, not a process's part; an executor in place of
+    # the two queues waited 0.5 % of the time where they wait 0.4 % (tests/feeding_speed.py).
     room: queue.SimpleQueue[bool] = queue.SimpleQueue()
     ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
 

@@ -4,7 +4,7 @@ The state after t updates is "step t". Each turn of the loop keeps this order:
   1. evaluate step t          (if it is due; not again after a restore)
   2. save step t              (if it is due; every outstanding metric is read before)
   3. stop, if asked to or done
-  4. next batch               (batch t is a function of seed and t alone)
+  4. next batch               (a function of seed and t alone, on the devices already)
   5. dispatch update t
   6. read and log update t-1  (so the devices never wait for the host)
 What is due depends on t alone, so that a resumed run does what the uninterrupted one does.
@@ -52,9 +52,8 @@ def train(
     saving, and FloatingPointError at a loss or gradient that is not finite.
     """
     steps, terminal = config.train.steps, Terminal(silent=not is_first())
-    update = None
+    feed, update = on_devices(batches(start_step=first_step), mesh), None
     with contextlib.ExitStack() as stack:
-        feed = on_devices(batches(start_step=first_step), mesh)
         stack.enter_context(contextlib.closing(feed))
         writer = stack.enter_context(contextlib.closing(_writer(workdir, first_step)))
         log = UpdateLog(config, mesh, writer, terminal, checkpoints)
@@ -93,9 +92,7 @@ def train(
         watchdog.other("writing the last checkpoint")
         checkpoints.wait()
     if stopping and step < steps:
-        kept = f"step {step} is saved" if step else "nothing to save yet"
-        terminal.message(f"SIGTERM: {kept}; run the same command again to go on")
-        raise Preempted(step)
+        raise _preempted(step, terminal)
     return state
 
 
@@ -108,3 +105,9 @@ def _compile(config: Config, mesh: Mesh, batch: Any, terminal: Terminal) -> Call
     compiled = compile_train_step(config, mesh, batch)
     wait_for_all("compiled")  # the first step's collectives wait for half a minute only
     return compiled
+
+
+def _preempted(step: int, terminal: Terminal) -> Preempted:
+    kept = f"step {step} is saved" if step else "nothing to save yet"
+    terminal.message(f"SIGTERM: {kept}; run the same command again to go on")
+    return Preempted(step)

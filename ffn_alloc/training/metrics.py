@@ -70,7 +70,7 @@ def _sums_from(part: jax.Array, first: jax.Array) -> jax.Array:
 
 def _add_up(values: list[jax.Array]) -> jax.Array:
     """The sums of arrays of one shape, by one loop that makes all of them, first over the rows:
-    a sum of its own for each takes seven times as long on a CPU."""
+    a sum of its own for each takes four to eight times as long on a CPU."""
     zeros = [jnp.uint32(0) for _ in values]
 
     def add(left, right):

@@ -10,7 +10,8 @@ from typing import Any
 
 from ffn_alloc.paths import is_remote
 
-_METADATA = 1 << 20  # bytes, about what a checkpoint takes beside its arrays
+# Bytes beside the arrays, which are not compressed. Seen: 0.13 MB for 68 arrays, 0.39 for 308.
+_METADATA = 4 << 20
 # Files and directories that a process writes beside at most one an array; how many arrays share a
 # file is a matter of timing. Seen in all: 46 to 51 for the quickstart's 68 arrays, 101 to 128 for
 # 659 arrays in 24 groups, 143 to 165 for 1091 in 40.

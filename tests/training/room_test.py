@@ -24,11 +24,11 @@ def disk(monkeypatch):
 def test_too_few_bytes(tmp_path, disk):
     checkpoints, state = save(tmp_path, 1), make_state(2)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
-    disk(f_bavail=size + (1 << 20) - 1)
-    with pytest.raises(BadInput, match="0.001 GB free.* step 2 .*last good checkpoint is .*/1.*"):
+    disk(f_bavail=size + (4 << 20) - 1)
+    with pytest.raises(BadInput, match="0.004 GB free.* step 2 .*last good checkpoint is .*/1.*"):
         checkpoints.save(state, 2)
     assert names(checkpoints) == ["1"]
-    disk(f_bavail=size + (1 << 20))
+    disk(f_bavail=size + (4 << 20))
     checkpoints.save(state, 2)
     checkpoints.close()
     assert names(checkpoints) == ["1", "2"]
