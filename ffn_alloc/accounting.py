@@ -145,12 +145,12 @@ def count_bytes(model: ModelConfig, optimizer: str) -> ByteCount:
     """Float32 parameters, the float32 moments of `optimizer` (adamw or muon), and its scalars.
 
     AdamW has two moments of each parameter, its count and the schedule's. Muon has one moment of
-    each matrix of the layers, a count of its own and three coefficients.
+    each matrix of the layers.
     """
     count = count_parameters(model)
     values = 2 * count.total + 2
     if optimizer == "muon":
-        values += 1 + 3 - (count.attention + count.ffn)
+        values -= count.attention + count.ffn
     return ByteCount(_BYTES * count.total, optimizer_state=_BYTES * values)
 
 

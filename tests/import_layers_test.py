@@ -12,9 +12,9 @@ PACKAGE = "ffn_alloc"
 # From the ground up. A folder's name stands for every module in it.
 FLOORS = [
     "errors paths shapes allocation accounting chips config validation __init__",
-    "model data training.optimizer training.sharding training.metrics training.writers "
-    "training.timing training.host training.workdir training.lease training.processes "
-    "training.watchdog training.bucket_files training.room training.__init__",
+    "model data training.optimizer training.muon training.sharding training.metrics "
+    "training.writers training.timing training.host training.workdir training.lease "
+    "training.processes training.watchdog training.bucket_files training.room training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume "
     "training.feeding",
     "training.loop training.update_log training.measuring training.calibration "
@@ -39,7 +39,7 @@ ONLY = {
         *("planning.compile_step", "bench"),
     ),
     "orbax": ("training.checkpoint", "training.processes"),
-    "optax": ("training.optimizer", "training.step"),
+    "optax": ("training.optimizer", "training.muon", "training.step"),
     "tensorboardX": ("training.writers",),
     "lm_eval": ("evaluation",),
     "apache_beam": ("data.beam_runner",),

@@ -113,7 +113,7 @@ def summary(forecast: Forecast) -> dict[str, Any]:
     }
     if prediction is None:
         return values | {"out_of_memory": compiled["out_of_memory"]}
-    devices, kernels = forecast.topology.devices, forecast.kernels
+    kernels = forecast.kernels
     attention = counting.flops(kernels, "attention_forward", "attention_backward")
     return values | {
         "mesh": compiled["mesh"],
@@ -124,7 +124,7 @@ def summary(forecast: Forecast) -> dict[str, Any]:
         "aliased_bytes": compiled["aliased_bytes"],
         "collectives": collective_table(forecast.collectives),
         "matrix_flops_program": counting.flops(kernels, "matmul") + attention,
-        "matrix_flops_ledger": matrix_flops(config, compiled["kernel"], devices),
+        "matrix_flops_ledger": matrix_flops(config, compiled["kernel"], compiled["mesh"]),
         "matrix_flops_attention_kernels": attention,
         "attention_kernels": counting.number(kernels, "attention_forward", "attention_backward"),
         "memory_kernels": counting.number(kernels, "memory"),

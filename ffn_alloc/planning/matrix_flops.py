@@ -1,18 +1,23 @@
 """What the ledger says that one device multiplies in a step: model FLOPs and recomputation."""
 
+import math
+from collections.abc import Mapping
+
 from ffn_alloc import accounting
-from ffn_alloc.config import Config
+from ffn_alloc.allocation import group_layers
+from ffn_alloc.config import Config, ModelConfig
 
 _QUERY_BLOCKS_OF_XLA = 4  # model/attention.py: a block of queries sees only the keys up to it
+_MUON_ITERATIONS = 5
 
 
-def matrix_flops(config: Config, kernel: str, devices: int) -> int:
-    """FLOPs of matrix products of one step on one of `devices` equal devices.
+def matrix_flops(config: Config, kernel: str, mesh: Mapping[str, int]) -> int:
+    """FLOPs of matrix products of one step on one device of a mesh (axes to sizes).
 
     The model's (accounting.py, with the attention that the kernel computes), and what the remat
     policy computes again: `full` the forward pass of each layer but its last product, which
     nothing needs; `save` with the XLA kernel its attention, with fused kernels nothing. A loss in
-    chunks computes all logits again.
+    chunks computes all logits again, and Muon has products of its own.
     """
     model, length = config.model, config.data.sequence_length
     flops = accounting.training_flops(model, length)
@@ -24,7 +29,28 @@ def matrix_flops(config: Config, kernel: str, devices: int) -> int:
         last = layer.ffn / 9 if layer.ffn else layer.projections / 3 * _output_share(config)
         again = {"full": forward - last, "save": scores / 3 if kernel == "xla" else 0, "none": 0}
         total += layer.projections + layer.ffn + scores + again[model.remat]
-    return round(total * config.tokens_per_step / devices)
+    muon = _muon_flops(model, mesh) if config.optimizer.name == "muon" else 0
+    return round(total * config.tokens_per_step / math.prod(mesh.values())) + muon
+
+
+def _muon_flops(model: ModelConfig, mesh: Mapping[str, int]) -> int:
+    """Of the device with the most matrices: those of a group are dealt out to the devices that
+    split them, or else to the replicas.
+
+    An iteration multiplies a matrix [m, n], m <= n, with its transpose and with a polynomial of
+    what that gives, and squares this: 2 m m n twice and 2 m^3.
+    """
+    parts = mesh["fsdp"] * mesh["tensor"]
+    parts = parts if parts > 1 else mesh["data"]
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    flops = 0
+    for group in group_layers(model.ffn_dims):
+        ffn = (group.ffn_dim,) * 3 if group.ffn_dim else ()
+        for other in (queries, queries, keys, keys, *ffn):
+            m, n = sorted((model.d_model, other))
+            one = _MUON_ITERATIONS * (4 * m * m * n + 2 * m**3)
+            flops += math.ceil(group.num_layers / parts) * one
+    return flops
 
 
 def _attention_share(kernel: str, length: int) -> float:

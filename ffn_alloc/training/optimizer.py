@@ -6,17 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from ffn_alloc.config import OptimizerConfig
 from ffn_alloc.errors import BadInput
+from ffn_alloc.training.muon import scale_by_muon
 from ffn_alloc.training.sharding import path_string
 
 _DECAYED_ROLES = ("attention", "ffn", "unembedding")
 _ROLES = (*_DECAYED_ROLES, "embedding", "norm")
 _MUON_ROLES = ("attention", "ffn")
-_MUON_MOMENTUM = 0.95
-_ADAMW_RMS = 0.2  # of an update before the learning rate, as arXiv 2502.16982 observed
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -62,39 +60,22 @@ def check_steps_change(config: OptimizerConfig, old_steps: int, new_steps: int, 
         )
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, dtype: Any = jnp.float32
+) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101), or Muon for the matrices of the layers and AdamW for the rest.
 
     Both with decoupled decay, times the learning rate, of matrices only. Gradients come in
-    clipped already (see `step.py`, which needs their norm anyway).
+    clipped already (see `step.py`, which needs their norm anyway). Muon multiplies in `dtype`.
     """
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    scale = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    if config.name == "muon":
+        scale = optax.partition({"muon": scale_by_muon(dtype), "adamw": scale}, _muon_or_adamw)
     return optax.chain(
-        adam if config.name == "adamw" else _scale_by_muon_or(adam),
+        scale,
         optax.add_decayed_weights(config.weight_decay, mask=_decays),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
-
-
-def _scale_by_muon_or(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Muon (Nesterov, 5 Newton-Schulz iterations) for attention and FFN, `adam` elsewhere.
-
-    A matrix [in, out] of a stack [L, in, out] becomes nearly orthogonal by itself. Times
-    0.2 * sqrt(max(in, out)) it has about AdamW's root mean square (arXiv 2502.16982), so that one
-    learning rate and one weight decay serve both.
-    """
-
-    def stacked(updates: Any) -> Any:
-        return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), updates)
-
-    def match_adamw(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda u: _ADAMW_RMS * max(u.shape[-2:]) ** 0.5 * u, updates)
-
-    muon = optax.chain(
-        scale_by_muon(beta=_MUON_MOMENTUM, weight_dimension_numbers=stacked),
-        optax.stateless(match_adamw),
-    )
-    return optax.partition({"muon": muon, "adamw": adam}, _muon_or_adamw)
 
 
 def role(path: str) -> str:

@@ -23,7 +23,6 @@ _LOGICAL_TO_MESH = {
     "ffn": "tensor",
     "layers": None,
     "norm": None,
-    "coefficients": None,
 }
 
 # The end of a parameter's path to its logical axes. The optimizers' moments end alike.
@@ -38,7 +37,6 @@ _RULES = (
     (r"groups/\d+/\w+_norm/gain$", ("layers", "norm")),
     (r"final_norm/gain$", ("norm",)),
     (r"(^|/)(step|count)$", ()),
-    (r"(^|/)ns_coeffs$", ("coefficients",)),  # Muon's three
 )
 
 
@@ -147,6 +145,12 @@ def partition_spec(path: str, rank: int) -> PartitionSpec:
                 raise ValueError(f"{path!r} has rank {rank}, but its rule names {axes}")
             return PartitionSpec(*(_LOGICAL_TO_MESH[axis] for axis in axes))
     raise ValueError(f"no sharding rule for {path!r}; add one to sharding.py")
+
+
+def splitting_axes(mesh: Any) -> tuple[tuple[str, ...], int]:
+    """The axes over which parameters are split, and their devices; replicas' where none is."""
+    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    return (("fsdp", "tensor"), split) if split > 1 else (("data",), mesh.shape["data"])
 
 
 def path_string(path: Any) -> str:

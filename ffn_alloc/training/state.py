@@ -38,7 +38,7 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def _builder(config: Config) -> Any:
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.compute_dtype)
 
     def build() -> TrainState:
         params = init_params(config.model, config.seed)

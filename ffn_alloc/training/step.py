@@ -33,7 +33,8 @@ def make_train_step(config: Config, platform: str) -> Step:
     Metrics: loss (nats a token), z_loss, grad_norm (before clipping), learning_rate, and per
     layer grad_norms_L.
     """
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    dtype = config.model.compute_dtype
+    optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
     schedule = learning_rate(config.optimizer, config.train.steps)
     loss_sums = _make_loss_sums(config, platform)
 

@@ -17,6 +17,8 @@ from ffn_alloc.training.compilation import compile_train_step
 from ffn_alloc.training.sharding import make_mesh
 from tests.helpers import tiny_config
 
+ONE = {"data": 1, "fsdp": 1, "tensor": 1}
+
 
 @pytest.mark.parametrize(
     "text, slices, chips, devices",
@@ -131,10 +133,43 @@ def test_ledger_by_hand():
     for (remat, attention), more in again.items():
         this = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         seen = 3 * scores * (5 / 8 if attention == "xla" else 1 / 2)
-        assert matrix_flops(this, attention, 2) == tokens * (model + seen + more) / 2
+        two = ONE | {"fsdp": 2}
+        assert matrix_flops(this, attention, two) == tokens * (model + seen + more) / 2
     in_chunks = dataclasses.replace(config.train, loss_chunks=2)
     this = dataclasses.replace(config, train=in_chunks)
-    assert matrix_flops(this, "cudnn", 1) == matrix_flops(config, "cudnn", 1) + tokens * head
+    assert matrix_flops(this, "cudnn", ONE) == matrix_flops(config, "cudnn", ONE) + tokens * head
+
+
+def test_muons_products_by_hand():
+    """Three layers, the last two of one width, dealt out to two devices."""
+    config = tiny_config(
+        "widths:0x1,24x2",
+        **{
+            "model.num_layers": 3, "model.d_model": 8, "model.num_heads": 2,
+            "model.num_kv_heads": 1, "model.head_dim": 2, "model.d_ff": 16, "model.ffn_tile": 8,
+        },
+    )  # fmt: skip
+    muon = dataclasses.replace(config.optimizer, name="muon")
+    queries, keys = 4 * 4 * 4 * 8 + 2 * 4**3, 4 * 2 * 2 * 8 + 2 * 2**3
+    ffn = 4 * 8 * 8 * 24 + 2 * 8**3
+    once = 5 * (2 * queries + 2 * keys)
+    for mesh, more in (
+        (ONE, 3 * once + 2 * 5 * 3 * ffn),
+        (ONE | {"fsdp": 2}, 2 * once + 5 * 3 * ffn),
+        (ONE | {"data": 2}, 2 * once + 5 * 3 * ffn),
+        (ONE | {"data": 3, "tensor": 2}, 2 * once + 5 * 3 * ffn),
+    ):
+        with_muon = matrix_flops(dataclasses.replace(config, optimizer=muon), "xla", mesh)
+        assert with_muon - matrix_flops(config, "xla", mesh) == more
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_program_agrees_with_the_ledger(name):
+    cut = {"model.remat": "none", "optimizer.name": name, "mesh.fsdp": 1}
+    config = tiny_config(**{"model.num_layers": 1, **cut})
+    compiled = compile_train_step(config, make_mesh(config.mesh, jax.devices()[:1]))
+    counted = counting.flops(counting.kernels(hlo.parse(compiled.as_text())), "matmul")
+    assert counted == pytest.approx(matrix_flops(config, "xla", ONE), rel=1e-3)
 
 
 def test_a_program_with_the_loss_in_chunks_agrees_with_the_ledger():
@@ -142,7 +177,7 @@ def test_a_program_with_the_loss_in_chunks_agrees_with_the_ledger():
     config = tiny_config(**{"model.num_layers": 1, **cut})
     compiled = compile_train_step(config, make_mesh(config.mesh, jax.devices()[:1]))
     counted = counting.flops(counting.kernels(hlo.parse(compiled.as_text())), "matmul")
-    assert counted == pytest.approx(matrix_flops(config, "xla", 1), rel=1e-3)
+    assert counted == pytest.approx(matrix_flops(config, "xla", ONE), rel=1e-3)
 
 
 def program_of(platform, **changes):
@@ -172,9 +207,11 @@ def needs(module):
         pytest.param("v5e:2x2", marks=needs("libtpu")),
     ],
 )
-@pytest.mark.parametrize("remat, chunks", [("save", 1), ("full", 4)])
-def test_programs_for_chips_agree_with_the_ledger(platform, remat, chunks):
-    cut = {"train.microbatch_size": 4, "train.loss_chunks": chunks}
+@pytest.mark.parametrize(
+    "remat, chunks, optimizer", [("save", 1, "adamw"), ("full", 4, "adamw"), ("save", 1, "muon")]
+)
+def test_programs_for_chips_agree_with_the_ledger(platform, remat, chunks, optimizer):
+    cut = {"train.microbatch_size": 4, "train.loss_chunks": chunks, "optimizer.name": optimizer}
     values = program_of(platform, **{"model.remat": remat, **cut})
     assert values["fits"]
     assert values["matrix_flops_program"] == values["matrix_flops_ledger"]

@@ -84,11 +84,13 @@ def contents(tree):
     ]
 
 
-def moves(chunks: int) -> dict:
-    """Collectives of a step on eight devices with the loss in chunks."""
-    config, mesh = mesh_of("1x8x1", 8)
+def moves(shape: str, chunks: int = 1, optimizer: str = "adamw") -> dict:
+    """Collectives of a step on eight devices."""
+    config, mesh = mesh_of(shape, 8)
     config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, loss_chunks=chunks)
+        config,
+        train=dataclasses.replace(config.train, loss_chunks=chunks),
+        optimizer=dataclasses.replace(config.optimizer, name=optimizer),
     )
     program = hlo.parse(compile_train_step(config, mesh).as_text())
     return collective_table(collectives(program, devices_per_slice=8))
@@ -96,7 +98,8 @@ def moves(chunks: int) -> dict:
 
 def report(directory: Path) -> dict:
     found: dict = {"losses": {}, "shards": {}, "contents": {}}
-    found["moves"] = [moves(chunks) for chunks in (1, 3)]
+    found["moves"] = [moves("1x8x1", chunks) for chunks in (1, 3)]
+    found["muon_moves"] = [moves(MUON, optimizer=optimizer) for optimizer in ("adamw", "muon")]
     initial = jax.device_get(init_state(*mesh_of("1x1x1", 1)))
     for shape, devices in SHAPES.items():
         config, mesh = mesh_of(shape, devices)
@@ -172,6 +175,13 @@ def test_muon_gives_the_losses_of_one_device(found):
     one = found["muon"]["1x1x1"]
     assert one[0] - one[-1] > 0.1
     np.testing.assert_allclose(found["muon"][MUON], one, rtol=2e-6)
+
+
+def test_muon_moves_matrices_only_to_those_that_orthogonalise_them(found):
+    """There and back: nothing is gathered or summed that AdamW does not gather or sum."""
+    adamw, muon = found["muon_moves"]
+    more = {kind for kind, move in muon.items() if adamw.get(kind) != move}
+    assert more == {"all-to-all", "collective-permute"}
 
 
 def test_parameters_and_moments_really_are_split(found):

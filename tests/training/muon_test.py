@@ -33,12 +33,12 @@ def values(seed: int) -> dict[str, jax.Array]:
     return {path: jnp.float32(rng.normal(size=shape)) for path, shape in shapes.items()}
 
 
-def two_updates(name: str, params: dict, grads: list[dict]) -> dict:
+def two_updates(name: str, params: dict, grads: list[dict], dtype=jnp.float32) -> dict:
     """Paths to parameters behind two updates of one learning rate."""
     overrides = {"name": name, "learning_rate": RATE, "schedule": "constant"}
     overrides |= {"warmup_fraction": 0.0, "weight_decay": DECAY}
     config = tiny_config(**{f"optimizer.{key}": value for key, value in overrides.items()})
-    optimizer = make_optimizer(config.optimizer, steps=2)
+    optimizer = make_optimizer(config.optimizer, 2, dtype)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for grad in grads:
         updates, state = update(grad, state, params)
@@ -63,17 +63,14 @@ def found() -> tuple[dict, list[dict], dict]:
 
 @pytest.mark.parametrize("path", STACKED)
 def test_stacked_layers_are_orthogonalised_one_by_one(found, path):
-    """Nesterov's momentum with Adam's bias corrections, written out for each layer."""
+    """Nesterov's momentum, written out for each layer."""
     params, grads, updated = found
     for layer in range(3):
         expected = np.float64(params[path][layer])
         g1, g2 = (np.float64(grad[path][layer]) for grad in grads)
-        m1 = 0.05 * g1
-        m2 = 0.95 * m1 + 0.05 * g2
-        for matrix in (
-            0.95 * m1 / (1 - 0.95**2) + 0.05 * g1 / (1 - 0.95),
-            0.95 * m2 / (1 - 0.95**3) + 0.05 * g2 / (1 - 0.95**2),
-        ):
+        m1 = g1
+        m2 = g2 + 0.95 * m1
+        for matrix in (g1 + 0.95 * m1, g2 + 0.95 * m2):
             scale = 0.2 * np.sqrt(max(matrix.shape))
             expected -= RATE * (scale * newton_schulz(matrix) + DECAY * expected)
         np.testing.assert_allclose(updated[path][layer], expected, rtol=2e-5, atol=2e-5)
@@ -94,6 +91,36 @@ def test_stacked_equals_unstacked(found):
     alone = two_updates("muon", unstack(params), [unstack(grad) for grad in grads])
     for path, leaf in unstack(updated).items():
         np.testing.assert_allclose(alone[path], leaf, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", STACKED)
+def test_products_in_bfloat16_are_as_exact_as_torchs(path):
+    """torch.optim.Muon multiplies in bfloat16, too; the measure is float32."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    shape = (3, *(16 * side for side in STACKED[path][1:]))
+    value, *grads = (jnp.float32(rng.normal(size=shape)) for _ in range(3))
+    exact, rounded = (
+        two_updates("muon", {path: value}, [{path: grad} for grad in grads], dtype)[path]
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    for layer in range(3):
+        matrix = torch.nn.Parameter(torch.tensor(np.array(value[layer])))
+        keywords = {"adjust_lr_fn": "match_rms_adamw", "momentum": 0.95, "weight_decay": DECAY}
+        muon = torch.optim.Muon([matrix], lr=RATE, **keywords)
+        for grad in grads:
+            matrix.grad = torch.tensor(np.array(grad[layer]))
+            muon.step()
+        theirs = matrix.detach().numpy()
+        moved = np.linalg.norm(exact[layer] - value[layer])
+        error, their_error = (np.linalg.norm(x - exact[layer]) for x in (rounded[layer], theirs))
+        assert error < 1.2 * their_error < 0.05 * moved
+
+
+def test_nothing_is_moved_by_a_gradient_of_zero():
+    zeros = {path: jnp.zeros(shape) for path, shape in STACKED.items()}
+    updated = two_updates("muon", zeros, [zeros, zeros])
+    assert not any(np.any(leaf) for leaf in updated.values())
 
 
 def test_the_other_roles_are_adamws(found):
