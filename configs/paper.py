@@ -7,6 +7,8 @@
 1,301,669,376. A cell has d_model fewer for each removed FFN: the gains of its norm.
 """
 
+import difflib
+
 from ml_collections import ConfigDict
 
 from configs.recipe import SIZES, recipe
@@ -19,8 +21,10 @@ def get_config(name: str = "") -> ConfigDict:
     """The run of one cell, such as 'middle70_570m'; ValueError for any other name."""
     cells = _cells()
     if name not in cells:
-        known = ", ".join(cells)
-        raise ValueError(f"no cell {name!r} in configs/paper.py:NAME; choose one of {known}")
+        near = ", ".join(difflib.get_close_matches(name, cells, 3)) or "baseline_285m"
+        ratios = ", ".join(str(percentage) for percentage in _PERCENTAGES)
+        known = f"baseline, or {', '.join(_POSITIONS)} with {ratios}; then _{', _'.join(SIZES)}"
+        raise ValueError(f"no cell {name!r} in configs/paper.py:NAME, such as {near}: {known}")
     size, allocation = cells[name]
     return recipe(size, allocation, name)
 

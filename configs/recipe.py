@@ -23,6 +23,8 @@ _TOKENS_PER_PARAMETER = 20
 
 def recipe(size: str, allocation: str, name: str) -> ConfigDict:
     """The run of one size ('285m', '570m' or '1p2b') under one allocation."""
+    if size not in _SIZES:
+        raise ValueError(f"no size {size!r}; choose one of {SIZES}")
     num_layers, d_model, num_heads, d_ff, parameters, learning_rate = _SIZES[size]
     tokens_per_step = _GLOBAL_BATCH_SIZE * _SEQUENCE_LENGTH
     return ConfigDict(

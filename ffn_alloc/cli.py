@@ -1,9 +1,12 @@
 """What every verb shares: the --config flag, and which error ends in which exit code."""
 
 import argparse
+import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +17,11 @@ from ffn_alloc.config import Config, from_dict
 from ffn_alloc.errors import EXIT_BAD_INPUT, BadInput
 
 _REMEDY = "See configs/recipe.py for every field, and README.md for the commands"
-_CONFIG_HELP = "Config file, FILE.py or FILE.py:ARGUMENT; --config.a.b=VALUE overrides."
+_A_FILE = "Give a file such as configs/quickstart.py, seen from here, or by its whole path"
+_CONFIG_HELP = (
+    "Config file, FILE.py or FILE.py:ARGUMENT; --config.a.b=VALUE overrides a field of "
+    "configs/recipe.py, which has them all."
+)
 
 
 def run(verb: Callable[[Config], None]) -> None:
@@ -58,12 +65,13 @@ def load(arguments: Sequence[str]) -> Config:
 
 def _config(values: flags.FlagValues) -> Config:
     if not values["config"].present:
-        raise BadInput("--config", None, "missing", "Give a file such as configs/quickstart.py")
+        raise BadInput("--config", None, "missing", _A_FILE)
     try:
         plain = values["config"].value.to_dict()
     except Exception as error:  # the flag keeps a file that does not load until it is used
         where = values["config"].config_filename
-        raise BadInput("--config", where, f"does not load: {_last_line(error)}", _REMEDY) from error
+        remedy = _A_FILE if "No such file" in str(error) else _REMEDY
+        raise BadInput("--config", where, f"does not load: {_last_line(error)}", remedy) from error
     return from_dict(plain)
 
 
@@ -106,12 +114,23 @@ def _explained(argv: Sequence[str], error: Exception) -> BadInput:
     words = re.findall(r"\w+", str(error))
     for argument in argv[1:]:
         field, _, value = argument.partition("=")
-        section, _, key = field.rpartition(".")
-        if isinstance(error, AttributeError | KeyError) and section and words[:1] == [key]:
-            return BadInput(field, value, "unknown key", _REMEDY)
+        unknown = words[0] if words and words[0] in field.split(".")[1:] else None
+        if isinstance(error, AttributeError | KeyError) and unknown:
+            near = difflib.get_close_matches(unknown, _keys(Config), 1)
+            remedy = f"Is it {near[0]}? {_REMEDY}" if near else _REMEDY
+            return BadInput(field, value, f"unknown key {unknown}", remedy)
+        if "has no attribute 'get_config'" in str(error) and field == "--config":
+            return BadInput(field, value, "gives no config: it has no get_config()", _A_FILE)
         if f"flag {argument}" in str(error):
             return BadInput(field, value, _last_line(error), _REMEDY)
     return BadInput("command line", " ".join(argv[1:]), _last_line(error), _REMEDY)
+
+
+def _keys(kind: type) -> list[str]:
+    """Of the fields of a config, and of those that are configs themselves."""
+    fields = dataclasses.fields(kind)
+    inner = [key for field in fields if is_dataclass(field.type) for key in _keys(field.type)]
+    return [field.name for field in fields] + inner
 
 
 def _last_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.data.storage import cache_root
+from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.in_training import make_evaluators
 from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.training import host, processes, resume, workdir
@@ -32,6 +33,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, with 
 
 
 def main(config: Config) -> None:
+    if _WORKDIR.value == "":
+        raise BadInput("--workdir", "", "is empty", "Name a directory, or leave it out: runs/NAME")
     stop = host.StopRequest()
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     with Watchdog().watching() as watchdog:

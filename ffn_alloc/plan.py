@@ -15,6 +15,7 @@ from absl import flags
 
 from ffn_alloc import cli
 from ffn_alloc.config import Config
+from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import forecast, forecast_text, ledger, topology, tuning
 
 _JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the picture.")
@@ -27,6 +28,7 @@ _CALIBRATE = flags.DEFINE_string("calibrate", None, "JSON file of measured rates
 
 def plan(config: Config) -> None:
     if _TOPOLOGY.value is None:
+        _check_nothing_is_about_chips()
         print(json.dumps(ledger.summary(config)) if _JSON.value else ledger.picture(config))
         return
     chips = topology.parse(_TOPOLOGY.value, _SLICES.value)
@@ -49,6 +51,13 @@ def plan(config: Config) -> None:
         print(json.dumps(ledger.summary(chosen.config) | forecast.summary(chosen)))
     else:
         print(text)
+
+
+def _check_nothing_is_about_chips() -> None:
+    for flag in (_SLICES, _TUNE, _PRICE, _CALIBRATE):
+        if flag.present:
+            remedy = "Give --topology=v5e:4x4, h100:8, …"
+            raise BadInput(f"--{flag.name}", flag.value, "needs a topology to be about", remedy)
 
 
 if __name__ == "__main__":

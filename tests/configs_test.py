@@ -91,6 +91,7 @@ def test_the_files_are_cells_of_the_grid(cell, size):
 
 
 @pytest.mark.parametrize("name", ["", "baseline", "middle70", "middle20_570m", "middle70_570M"])
-def test_other_names_list_the_cells(name):
-    with pytest.raises(ValueError, match="middle70_570m"):
+def test_other_names_tell_how_cells_are_named(name):
+    cells = "baseline, or first, middle, final with 10, 30, 50, 70, 90; then _285m, _570m, _1p2b"
+    with pytest.raises(ValueError, match=cells):
         paper.get_config(name)

@@ -132,6 +132,16 @@ def test_sigterm_saves_and_exits_with_75(finished: Path, tmp_path: Path):
     assert rows(workdir) == rows(finished)
 
 
+def test_an_empty_workdir_is_refused(tmp_path: Path):
+    """As from a variable that the shell does not know."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        command(""), capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert result.returncode == 2 and "error: --workdir = '': is empty" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_another_run_is_refused_in_this_directory(finished: Path):
     before = sorted(str(path) for path in finished.rglob("*"))
     result = run(finished, "--config.model.allocation=first:0.5", "--config.seed=3")

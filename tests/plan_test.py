@@ -123,6 +123,8 @@ def test_picture_compares_with_the_baseline_to_the_last_parameter(tmp_path):
             ["--config=configs/baseline_285m.py", "--config.model.allocation=middle:0.05"],
             ["model.allocation", "middle:0.05", "above 1/12"],
         ),
+        (["--config=configs/baseline_285m.py", "--tune"], ["--tune", "--topology=v5e:4x4"]),
+        (["--config=configs/baseline_285m.py", "--price=2"], ["--price", "--topology=v5e:4x4"]),
     ],
 )
 def test_bad_input_leaves_standard_output_empty(arguments, names):

@@ -105,7 +105,7 @@ def test_two_processes_stop_together_and_one_goes_on(one: Path, tmp_path: Path):
     two.wait_for("step 3/")
     two.running[1].send_signal(signal.SIGTERM)  # not the one that writes
     assert two.wait() == [75, 75], two.output()
-    stopped = int(two.logs[0].read_text().split("SIGTERM: step ")[1].split()[0])
+    stopped = int(two.logs[0].read_text().split("stopped: step ")[1].split()[0])
     assert 3 <= stopped < STEPS and meta(workdir, stopped)["meta"]["step"] == stopped
     assert "step 1/" not in two.logs[1].read_text()  # one progress line for all
     again = Processes(workdir, 1)

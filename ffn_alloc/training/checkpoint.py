@@ -104,7 +104,7 @@ class Checkpoints:
             try:
                 restored = self._restore(step, abstract, check)
             except DamagedCheckpoint as error:
-                print(f"checkpoint {self.directory / str(step)}: {error}", file=sys.stderr)
+                print(f"damaged: {self.directory / str(step)}: {error}", file=sys.stderr)
                 self._steps()  # fails where it is the storage that does not answer
                 damaged.append(step)
                 continue
@@ -231,7 +231,7 @@ def restore_items(
             raise
         except Exception as error:  # Orbax and TensorStore raise bare Exceptions here
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DamagedCheckpoint(f"its arrays cannot be read ({reason:.200})") from error
+            raise DamagedCheckpoint(f"its arrays cannot be read ({reason:.200} …)") from error
     trees = {name: restored[name] for name in items}
     found = _by_path(digest(trees)[0])
     differing = [path for path, value in found.items() if meta["digests"].get(path) != value]

@@ -44,8 +44,8 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
 
 
 class StopRequest:
-    """SIGTERM: the loop saves and exits; before the loop, where there is nothing to save, the
-    process exits at once. Both with the code for preemption.
+    """SIGTERM, or Ctrl-C: the loop saves and exits; before the loop, where there is nothing to
+    save, the process exits at once. Both with the code for preemption. A second Ctrl-C is python's.
 
     Of several processes it may reach any: jax's runtime, which takes the signal over when they
     join, makes them agree on a step."""
@@ -54,6 +54,7 @@ class StopRequest:
         self._requested = False
         self._in_loop = False
         signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._interrupted)
 
     def enter_loop(self) -> None:
         self._in_loop = True
@@ -64,10 +65,15 @@ class StopRequest:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._requested
 
+    def _interrupted(self, signum: int, frame: FrameType | None) -> None:
+        print("Ctrl-C: stopping after this step; once more to stop at once", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGTERM)  # which jax's runtime hears, too
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._requested = True
         if not self._in_loop:
-            print("SIGTERM before the first step: nothing to save", file=sys.stderr)
+            print("stopped before the first step: nothing to save", file=sys.stderr)
             raise Preempted(step=0)
 
 

@@ -109,5 +109,5 @@ def _compile(config: Config, mesh: Mesh, batch: Any, terminal: Terminal) -> Call
 
 def _preempted(step: int, terminal: Terminal) -> Preempted:
     kept = f"step {step} is saved" if step else "nothing to save yet"
-    terminal.message(f"SIGTERM: {kept}; run the same command again to go on")
+    terminal.message(f"stopped: {kept}; run the same command again to go on")
     return Preempted(step)

@@ -3,6 +3,7 @@
 Precedence: 1. the newest intact checkpoint of the workdir; 2. the initial state of the seed.
 """
 
+import sys
 from typing import Any
 
 from jax.sharding import Mesh
@@ -12,6 +13,7 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.optimizer import check_steps_change
+from ffn_alloc.training.processes import is_first
 from ffn_alloc.training.state import TrainState, abstract_state, init_state
 from ffn_alloc.training.workdir import read_config
 
@@ -41,6 +43,8 @@ def restore_or_init(
         check_steps_change(config.optimizer, meta["train_steps"], config.train.steps, meta["step"])
 
     restored = checkpoints.restore_newest(abstract_state(config, mesh), check)
+    if restored and is_first():
+        print(f"going on from step {restored[1]} of {checkpoints.directory}", file=sys.stderr)
     return restored or (init_state(config, mesh), 0)
 
 

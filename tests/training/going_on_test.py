@@ -22,6 +22,7 @@ from tests.training.runs import (
 )
 
 pytestmark = pytest.mark.usefixtures("make_once")
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -101,33 +102,48 @@ def test_a_stop_at_the_last_step_is_a_finished_run(whole, tmp_path):
     assert sha(run(LOOP_CONFIG, tmp_path, stop=stop)) == whole[1]
 
 
-def test_sigterm_in_the_loop_saves_and_exits(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        stop = host.StopRequest()
+@pytest.fixture
+def handlers():
+    """Puts back what a StopRequest replaces."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
-        class Signalling(CountingEvaluator):
-            def __call__(self, params, step):
-                os.kill(os.getpid(), signal.SIGTERM)
-                return super().__call__(params, step)
 
-        config = micro_config(**{"eval.every": 3, "checkpoint.every": 100})
-        with pytest.raises(Preempted):
-            run(config, tmp_path, evaluators=[Signalling()], stop=stop)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_in_the_loop_saves_and_exits(tmp_path, number):
+    stop = host.StopRequest()
+
+    class Signalling(CountingEvaluator):
+        def __call__(self, params, step):
+            os.kill(os.getpid(), number)
+            return super().__call__(params, step)
+
+    config = micro_config(**{"eval.every": 3, "checkpoint.every": 100})
+    with pytest.raises(Preempted):
+        run(config, tmp_path, evaluators=[Signalling()], stop=stop)
     assert saved_steps(tmp_path / "checkpoints") == [3]
 
 
-def test_sigterm_before_the_loop_exits_at_once():
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        host.StopRequest()
-        with pytest.raises(Preempted):
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_before_the_loop_exits_at_once(number):
+    host.StopRequest()
+    with pytest.raises(Preempted):
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_second_ctrl_c_stops_at_once():
+    stop = host.StopRequest()
+    stop.enter_loop()
+    signal.raise_signal(signal.SIGINT)
+    assert stop.at(step=1)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_of_other_data_is_refused_before_anything_happens(whole, tmp_path):
