@@ -94,7 +94,7 @@ def _bar(ffn_dim: int, config: Config) -> str:
 
 
 def _group_lines(config: Config) -> list[str]:
-    lines, start = ["groups (each is one scan)"], 0
+    lines, start = ["groups (each is one stack of parameters)"], 0
     for group in allocation.group_layers(config.model.ffn_dims):
         last = start + group.num_layers - 1
         kind = allocation.layer_kind(group.ffn_dim, config.model.d_ff)
