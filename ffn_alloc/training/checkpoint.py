@@ -104,7 +104,7 @@ class Checkpoints:
             try:
                 restored = self._restore(step, abstract, check)
             except DamagedCheckpoint as error:
-                print(f"damaged: {self.directory / str(step)}: {error}", file=sys.stderr)
+                print(f"damaged checkpoint {self.directory / str(step)}: {error}", file=sys.stderr)
                 self._steps()  # fails where it is the storage that does not answer
                 damaged.append(step)
                 continue

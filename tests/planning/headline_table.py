@@ -1,4 +1,4 @@
-"""README's table of plans, made on demand: `python -m tests.planning.headline_table`.
+"""MEASUREMENTS.md's table of plans, made on demand: `python -m tests.planning.headline_table`.
 
 Compiles every headline configuration for three topologies (extras `tpu` and `cuda`; some minutes
 each on TPU). With --unrolled: 570m and 1p2b on v5e:4x4, grouped and unrolled.
