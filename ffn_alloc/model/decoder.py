@@ -170,7 +170,7 @@ def run_layers(
 
         name = str(index)
         x_BTD, out[name] = jax.lax.scan(
-            _remat(step, model.remat, in_loop=unroll == 1),
+            _remat(step, model.remat, unroll, group.num_layers),
             x_BTD,
             (params["groups"][name], given and given[name]),
             unroll=min(unroll, group.num_layers),
@@ -243,24 +243,26 @@ def _ffn_blocks(model: ModelConfig, group: LayerGroup, unroll: int) -> int:
     return blocks if blocks >= _WIDE and unroll == 1 and whole else 1
 
 
-def _remat(layer: Any, policy: str, in_loop: bool) -> Any:
+def _remat(layer: Any, policy: str, unroll: int, num_layers: int) -> Any:
     """What backward recomputes: none (nothing), save (all but what layers.py names), full (all).
 
-    A loop keeps the compiler from merging the recomputation with the first computation; laid
-    out one after the other, layers need barriers for that (prevent_cse).
+    A loop keeps the compiler from merging the recomputation with the first computation. Layers
+    laid out one after the other need barriers for that (prevent_cse), as does a group of one
+    layer, whose loop the compiler takes apart.
     """
+    barriers = unroll > 1 or num_layers == 1
     if policy == "none":
         return layer
     if policy == "full":
-        return jax.checkpoint(layer, prevent_cse=not in_loop)
+        return jax.checkpoint(layer, prevent_cse=barriers)
     policies = jax.checkpoint_policies
     saves = policies.save_from_both_policies(
-        policies.save_only_these_names(*SAVED_NAMES, *(() if in_loop else SAVED_UNROLLED)),
+        policies.save_only_these_names(*SAVED_NAMES, *(SAVED_UNROLLED if unroll > 1 else ())),
         # cuDNN's kernel also returns softmax statistics, which have no name: without them
         # backward would run the forward kernel again.
         lambda primitive, *_, **__: "dot_product_attention" in primitive.name,
     )
-    return jax.checkpoint(layer, prevent_cse=not in_loop, policy=saves)
+    return jax.checkpoint(layer, prevent_cse=barriers, policy=saves)
 
 
 def _constrain(array: jax.Array, spec: PartitionSpec = _BATCH_SPLIT) -> jax.Array:

@@ -37,8 +37,8 @@ def by_chunks(
     if chunks == 1:
         return losses(params, x_BTD, targets_BT)
     local = functools.partial(_one_by_one, losses, chunks)
-    if not jax.sharding.get_abstract_mesh().empty:
-        axes = ("data", "fsdp")
+    mesh, axes = jax.sharding.get_abstract_mesh(), ("data", "fsdp")
+    if not mesh.empty and mesh.shape["data"] * mesh.shape["fsdp"] > 1:
         whole, rows = PartitionSpec(), PartitionSpec(axes)
         local = jax.shard_map(
             local,

@@ -43,10 +43,16 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
 
 
 def check_steps_change(config: OptimizerConfig, old_steps: int, new_steps: int, step: int) -> None:
-    """BadInput unless both lengths give the same learning rates in the updates already done."""
-    if step > new_steps:
+    """BadInput unless both lengths give the same learning rates in the updates already done, and
+    there is one to do: the last step's evaluation comes with it."""
+    if old_steps == new_steps:
+        return
+    if step >= new_steps:
         raise BadInput(
-            "train.steps", new_steps, f"{step} updates are done already", "Give at least as many"
+            "train.steps",
+            new_steps,
+            f"{step} updates are done already (train.steps = {old_steps})",
+            "Give more; `evaluate` scores what is saved",
         )
     done = jnp.arange(step)
     old, new = (learning_rate(config, steps)(done) for steps in (old_steps, new_steps))

@@ -28,12 +28,19 @@ from ffn_alloc.training.step import make_train_step, put_batch
 from tests.training.runs import assert_equal_trees, make_batch, micro_config
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPES = {"1x1x1": 1, "1x8x1": 8, "2x2x2": 8, "1x4x2": 8, "8x1x1": 8}  # to number of devices
+SHAPES = {
+    "1x1x1": 1,
+    "1x8x1": 8,
+    "2x2x2": 8,
+    "1x4x2": 8,
+    "8x1x1": 8,
+    "1x1x2": 2,
+}  # to number of devices
 SAVED = "1x4x2"
 RESTORED = {"2x1x2": 4, "1x1x1": 1}
 STEPS = 5
 MUON = "1x4x2"  # compared with one device, too
-CHUNKED = ("2x2x2", "8x1x1")  # the loss in chunks, compared with one device without
+CHUNKED = ("2x2x2", "8x1x1", "1x1x2")  # the loss in chunks, compared with one device without
 
 
 def config_of(shape: str, optimizer: str = "adamw"):
@@ -192,6 +199,7 @@ def test_parameters_and_moments_really_are_split(found):
         "2x2x2": [[1, 4, 4]] * 2,
         "1x4x2": [[1, 2, 4]] * 2,
         "8x1x1": [[1, 8, 8]] * 2,
+        "1x1x2": [[1, 8, 4]] * 2,
     }
 
 

@@ -138,7 +138,7 @@ ACCEPTED = [
     ("constant", 0.02, 0.0, 100, 110, 100),  # both warm up for 2 steps
     ("wsd", 0.0, 0.2, 10, 100, 8),  # the decay has not begun
     ("wsd", 0.0, 0.2, 100, 10, 8),
-    ("constant", 0.0, 0.0, 50, 10, 10),
+    ("constant", 0.0, 0.0, 50, 11, 10),
 ]
 REFUSED = [
     ("cosine", 0.1, 0.0, 100, 200, 50, "learning rates of the 50 updates"),
@@ -147,6 +147,7 @@ REFUSED = [
     ("wsd", 0.0, 0.2, 10, 100, 9, "learning rates"),  # the decay has begun
     ("wsd", 0.0, 0.2, 100, 10, 9, "learning rates"),  # it would have begun
     ("constant", 0.0, 0.0, 50, 9, 10, "10 updates are done already"),
+    ("constant", 0.0, 0.0, 50, 10, 10, "10 updates are done already"),
 ]
 
 
