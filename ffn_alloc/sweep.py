@@ -17,7 +17,7 @@ from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import local_path
 from ffn_alloc.planning import forecast, topology
-from ffn_alloc.sweeping import grid, jobs, launchers, table
+from ffn_alloc.sweeping import grid, jobs, launchers, same_run, table
 
 _PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
 _PARSER.add_argument("--dir", required=True, help="for the runs' directories and logs/")
@@ -52,6 +52,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     if duplicates:
         names = ", ".join(duplicates)
         print(f"left out, since every layer is as in another run: {names}", file=sys.stderr)
+    for run in runs:
+        same_run.check(run)
     failed = False
     if arguments.submit:
         options = shlex.split(arguments.options)

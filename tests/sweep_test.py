@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweeping.made import runs_in, write_record
+
 ROOT = Path(__file__).resolve().parents[1]
+OVERRIDES = ["--config.train.steps=5"]
 
 # What stands in for `python`: makes what a finished run leaves, unless told to fail or to wait.
 PYTHON = """#!/usr/bin/env bash
@@ -21,7 +24,7 @@ case "$*" in
   *"$WAITS"*) trap 'exit 75' TERM; echo started >> "$CALLS"; while true; do sleep 0.1; done ;;
 esac
 mkdir -p "$workdir/checkpoints/5"
-echo '{}' > "$workdir/config.json"
+cp "$RECORDS/${workdir##*/}.json" "$workdir/config.json"
 echo '{"step": 5}' > "$workdir/metrics.jsonl"
 """
 
@@ -34,15 +37,18 @@ def environment(tmp_path: Path) -> dict[str, str]:
     (programs / "python").chmod(0o755)
     calls = tmp_path / "calls"
     calls.touch()
-    settings = {"CALLS": str(calls), "FAILS": "nothing", "WAITS": "nothing"}
+    records = tmp_path / "records"
+    for run in runs_in(tmp_path, *OVERRIDES, positions=("first", "middle")):
+        write_record(run, records / f"{run.name}.json")
+    settings = {"CALLS": calls, "RECORDS": records, "FAILS": "nothing", "WAITS": "nothing"}
+    settings = {name: str(value) for name, value in settings.items()}
     return os.environ | settings | {"PATH": f"{programs}:{os.environ['PATH']}"}
 
 
-def command(tmp_path: Path, *flags: str) -> list[str]:
+def command(tmp_path: Path, *flags: str, overrides: list[str] = OVERRIDES) -> list[str]:
     own = ["--sizes=285m", "--positions=first,middle", "--ratios=70,100", "--submit=local"]
     directory = f"--dir={tmp_path}/grid"
-    rest = ["--", "--config.train.steps=5"]
-    return [sys.executable, "-m", "ffn_alloc.sweep", directory, *own, *flags, *rest]
+    return [sys.executable, "-m", "ffn_alloc.sweep", directory, *own, *flags, "--", *overrides]
 
 
 def sweep(tmp_path: Path, environment: dict, *flags: str) -> subprocess.CompletedProcess:
@@ -125,6 +131,19 @@ def test_slurm_gets_what_is_not_in_its_queue(tmp_path, environment):
     assert len(submitted) == 3
     assert all("--wait" in call and "--gpus=8 --time=1:00:00" in call for call in submitted)
     assert "--job-name=baseline_285m_s0" in submitted[0]
+
+
+def test_another_run_of_the_name_is_refused_before_anything_starts(tmp_path, environment):
+    [run] = runs_in(tmp_path / "grid", *OVERRIDES)
+    write_record(run, run.workdir / "config.json")
+    other = command(tmp_path, overrides=[*OVERRIDES, "--config.optimizer.learning_rate=0.1"])
+    for arguments in (other, [word for word in other if not word.startswith("--submit")]):
+        result = subprocess.run(
+            arguments, env=environment, cwd=ROOT, capture_output=True, text=True
+        )
+        assert result.returncode == 2 and "done" not in result.stdout
+        assert all(word in result.stderr for word in ("baseline_285m_s0", "0.1", "--dir"))
+    assert calls(environment) == []
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from ffn_alloc.errors import EXIT_PREEMPTED, BadInput
+from ffn_alloc.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput
 from ffn_alloc.sweeping import launchers
 from ffn_alloc.sweeping.grid import Run
-from ffn_alloc.sweeping.states import DONE, FAILED, RUNNING, log_of, record_outcome, state_of
+from ffn_alloc.sweeping.states import (
+    DONE,
+    FAILED,
+    RUNNING,
+    is_started,
+    log_of,
+    record_outcome,
+    start_mark,
+    state_of,
+)
 
 _POLL_SECONDS = 2.0
 
@@ -67,38 +76,53 @@ class Jobs:
             job.process.terminate()
 
     def _start(self) -> None:
-        queued = launchers.in_queue(self._launcher) if self._waiting or self._elsewhere else set()
+        if not self._waiting and not self._elsewhere:
+            return
+        try:
+            queued = launchers.in_queue(self._launcher)
+        except BadInput as error:  # it answered when the sweep began
+            print(f"nothing is started for now: {error}", file=sys.stderr)
+            return
         own = {job.run.name for job in self._active}
         for run in [*self._elsewhere, *self._waiting]:
-            busy = run.name not in own and (run.name in queued or state_of(run).kind == RUNNING)
+            busy = run.name not in own and _is_busy(run, queued)
             if busy and run in self._waiting:
                 self._waiting.remove(run)
-                self._elsewhere.append(run)
-                print(f"{run.name}: runs already", file=sys.stderr)
+                self._leave(run)
             elif not busy and run in self._elsewhere:
                 self._elsewhere.remove(run)
                 self._waiting.append(run)
-        while self._waiting and len(self._active) + len(self._elsewhere) < self._parallel:
+        while self._waiting and not self._stopping:
+            if len(self._active) + len(self._elsewhere) >= self._parallel:
+                break
             self._begin(self._waiting.pop(0))
 
     def _begin(self, run: Run) -> None:
-        record_outcome(run, "")
         evaluates = state_of(run).kind == DONE
         if evaluates and self._evaluate is None:
+            record_outcome(run, "")
             return
         if evaluates:
             command = launchers.evaluation(self._launcher, run, self._options, self._evaluate or "")
         else:
             command = launchers.training(self._launcher, run, self._options)
-        log = log_of(run)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{run.name}: {shlex.join(command)}", file=sys.stderr)
-        with log.open("a", encoding="utf-8") as output:
+        with start_mark(run) as mark, log_of(run).open("a", encoding="utf-8") as output:
+            if mark is None:  # since `_start` looked
+                self._leave(run)
+                return
+            record_outcome(run, "")
+            print(f"{run.name}: {shlex.join(command)}", file=sys.stderr)
             # A group of its own: Ctrl-C reaches it through `stop` alone.
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, start_new_session=True
+                command, stdout=output, stderr=output, start_new_session=True, pass_fds=[mark]
             )
         self._active.append(_Job(run, process, evaluates))
+        if self._stopping:  # `stop` did not see it
+            process.terminate()
+
+    def _leave(self, run: Run) -> None:
+        self._elsewhere.append(run)
+        print(f"{run.name}: runs already", file=sys.stderr)
 
     def _collect(self) -> None:
         for job in [job for job in self._active if job.process.poll() is not None]:
@@ -110,6 +134,8 @@ class Jobs:
                     self._waiting.insert(0, run)
             elif code == EXIT_PREEMPTED or self._stopping:
                 self._waiting.append(run)  # it goes on where it was stopped
+            elif code == EXIT_BAD_INPUT and state_of(run).kind == RUNNING:
+                self._leave(run)  # someone else was quicker to its directory
             else:
                 self._fail(job, code)
 
@@ -120,3 +146,9 @@ class Jobs:
         record_outcome(job.run, f"{what} ended with {code}: {last:.300}")
         self.failed.append(job.run)
         print(f"{job.run.name}: {FAILED}, see {log_of(job.run)}", file=sys.stderr)
+
+
+def _is_busy(run: Run, queued: set[str]) -> bool:
+    """Whether someone trains or evaluates it, or is about to."""
+    names = {run.name, launchers.evaluation_name(run)}
+    return bool(names & queued) or is_started(run) or state_of(run).kind == RUNNING

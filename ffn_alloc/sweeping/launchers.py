@@ -29,8 +29,13 @@ def evaluation(launcher: str, run: Run, options: Sequence[str], arguments: str) 
         raise BadInput("--then-evaluate", arguments, str(error), "Check the quotes") from error
     command = [*_EVALUATE, f"--workdir={run.workdir}", *words]
     if launcher == "slurm":
-        return [*_sbatch(f"{run.name}-eval", run, options), f"--wrap={shlex.join(command)}"]
+        return [*_sbatch(evaluation_name(run), run, options), f"--wrap={shlex.join(command)}"]
     return command
+
+
+def evaluation_name(run: Run) -> str:
+    """Of its job; that of a training is the run's."""
+    return f"{run.name}-eval"
 
 
 def in_queue(launcher: str) -> set[str]:

@@ -1,8 +1,12 @@
-"""How far a run is, by its directory alone."""
+"""How far a run is, by its directory and the mark of its start."""
 
+import contextlib
+import fcntl
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.training import lease
@@ -23,26 +27,59 @@ class State:
 
 
 def state_of(run: Run) -> State:
-    """`stopped` runs go on by the same command; `failed` says what the last start ended with."""
+    """Of a run whose directory is its own (see same_run.py).
+
+    `stopped` runs go on by the same command; `failed` says what the last start ended with.
+    """
     step = _last_step(run.workdir / "metrics.jsonl")
     if lease.is_held(run.workdir / LOCK):
         return State(RUNNING, step)
     if (run.workdir / "checkpoints" / str(run.config.train.steps)).is_dir():
         return State(DONE, run.config.train.steps)
+    if is_started(run):  # and not yet, or not any more, in its directory
+        return State(RUNNING, step)
     outcome = _outcome(run)
     if outcome:
         return State(FAILED, step, outcome)
     return State(STOPPED, step) if (run.workdir / "config.json").exists() else State(MISSING)
 
 
+def newest_step(run: Run) -> int:
+    """Of the checkpoints; 0 without any."""
+    names = [path.name for path in (run.workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+@contextlib.contextmanager
+def start_mark(run: Run) -> Iterator[int | None]:
+    """Marks the run as started; None if it is already.
+
+    The mark lasts as long as a process has the descriptor, such as those started in the block that
+    inherit it, and what they start in turn, whoever of them is killed.
+    """
+    path = _beside(run, "started")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        yield file.fileno() if _lock(file, fcntl.LOCK_EX) else None
+
+
+def is_started(run: Run) -> bool:
+    """Whether a process lives that a sweep started for it."""
+    try:
+        with _beside(run, "started").open() as file:
+            return not _lock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
 def log_of(run: Run) -> Path:
     """What the run's processes print."""
-    return run.workdir.parent / "logs" / f"{run.name}.log"
+    return _beside(run, "log")
 
 
 def record_outcome(run: Run, why: str) -> None:
     """Notes why a start failed; '' forgets it."""
-    path = _outcome_path(run)
+    path = _beside(run, "failed")
     if why:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(why + "\n", encoding="utf-8")
@@ -51,12 +88,23 @@ def record_outcome(run: Run, why: str) -> None:
 
 
 def _outcome(run: Run) -> str:
-    path = _outcome_path(run)
+    path = _beside(run, "failed")
     return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
-def _outcome_path(run: Run) -> Path:
-    return run.workdir.parent / "logs" / f"{run.name}.failed"
+def _beside(run: Run, what: str) -> Path:
+    return run.workdir.parent / "logs" / f"{run.name}.{what}"
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """False if another has it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: the lease alone tells
+        pass
+    return True
 
 
 def _last_step(path: Path) -> int:
