@@ -37,11 +37,12 @@ stop() {
 }
 trap stop TERM INT HUP
 
-# Runs the command and leaves its exit code in `code`.
+# Runs a command, to which a signal is passed on, and leaves its exit code in `code`.
 run() {
   code=0 signalled=''
-  "${command[@]}" &
+  "$@" &
   child=$!
+  [ -z "$stopping" ] || kill -TERM "$child" 2>/dev/null || true # the signal came before it
   wait "$child" || code=$?
   while [ -n "$signalled" ]; do # a signal ends `wait` before the child has ended
     code=0 signalled=''
@@ -51,7 +52,7 @@ run() {
 }
 
 faults=0
-while run; do
+while run "${command[@]}"; do
   if [ -n "$stopping" ] || [ "$code" -eq 0 ] || [ "$code" -eq "$BAD_INPUT" ]; then
     exit "$code"
   elif [ "$code" -eq "$PREEMPTED" ]; then
@@ -62,6 +63,7 @@ while run; do
   else
     faults=$((faults + 1))
     echo "local.sh: exit code $code; starting again ($faults of $MAX_FAULTS)" >&2
-    sleep 10
+    run sleep 10
+    [ -z "$stopping" ] || exit "$PREEMPTED"
   fi
 done

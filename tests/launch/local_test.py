@@ -47,6 +47,15 @@ def test_passes_a_signal_on_waits_for_the_save_and_does_not_start_again(fakes: F
     assert len(fakes.calls("python")) == 1
 
 
+@pytest.mark.parametrize("stop", ["TERM", "INT"])
+def test_a_signal_between_two_starts_ends_it_at_once(fakes: Fakes, stop: str):
+    fakes.add("python", "exit 1")
+    fakes.add("sleep", f'kill -{stop} "$PPID"; exec /bin/sleep 20')
+    with fakes.start(LOCAL, *ARGUMENTS) as process:
+        assert process.wait(timeout=10) == 75
+    assert len(fakes.calls("python")) == 1
+
+
 def test_a_dry_run_prints_the_command_quoted_and_runs_nothing(fakes: Fakes):
     fakes.add("python")
     printed = fakes.run(LOCAL, "--dry-run", *ARGUMENTS)

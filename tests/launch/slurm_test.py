@@ -64,6 +64,14 @@ def test_passes_a_signal_of_the_batch_shell_on_to_the_tasks(slurm: Fakes):
     assert slurm.calls("scancel", "scontrol") == [["scancel", "--signal=TERM", "41"], REQUEUE]
 
 
+def test_a_signal_between_two_starts_requeues_at_once(slurm: Fakes):
+    slurm.add("srun", "exit 1")
+    slurm.add("sleep", 'kill -TERM "$PPID"; exec /bin/sleep 20')
+    with slurm.start(SBATCH, *ARGUMENTS, SLURM_JOB_ID="41") as process:
+        assert process.wait(timeout=10) == 75
+    assert len(slurm.calls("srun")) == 1 and slurm.calls("scontrol") == [REQUEUE]
+
+
 def test_says_so_when_slurm_does_not_requeue(slurm: Fakes):
     slurm.add("srun", "exit 75")
     slurm.add("scontrol", "echo 'requeue is disabled' >&2; exit 1")
