@@ -45,6 +45,10 @@ done
 for option in name image claim ${xpk:+type} $([ -n "$xpk" ] || echo accelerator topology); do
   [ -n "${!option}" ] || fail "--${option/#type/tpu-type} is missing (see --help)"
 done
+for option in chips slices; do
+  [[ ${!option} =~ ^[1-9][0-9]*$ ]] ||
+    fail "--${option/#chips/chips-per-host}=${!option} is no positive number"
+done
 [[ $* == *--config=* && $* == *--workdir=/runs/* ]] || fail "--config= or --workdir=/runs/ missing"
 command=(python -m ffn_alloc.main "$@")
 
@@ -59,7 +63,7 @@ if [ -n "$xpk" ]; then # its wrapper signals the process that it starts: `exec`
   exit
 fi
 
-[[ $topology =~ ^[0-9]+(x[0-9]+)+$ ]] || fail "--topology=$topology is not of the form 2x4 or 2x2x4"
+[[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || fail "--topology=$topology is not of the form 2x4 or 2x2x4"
 total=$((${topology//x/*}))
 [ $((total % chips)) -eq 0 ] || fail "--topology=$topology has $total chips, no multiple of $chips"
 
