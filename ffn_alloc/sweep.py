@@ -44,7 +44,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     cost = table.Cost(arguments.chip, arguments.mfu, arguments.price, predict)
     specs = [
         *grid.allocations(_split(arguments.positions), _split(arguments.ratios)),
-        *_split(arguments.allocations),
+        *grid.specs_in(arguments.allocations),
     ]
     bases = grid.bases(arguments.config, _split(arguments.sizes))
     seeds, directory = _split(arguments.seeds), local_path("--dir", arguments.dir)

@@ -14,7 +14,13 @@ from tests.sweeping.made import runs_in, write_record
 ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = ["--config.train.steps=5"]
 
-# What stands in for `python`: makes what a finished run leaves, unless told to fail or to wait.
+# Runs the sweep as if by another python.
+AS_PYTHON = """import runpy, sys
+sys.executable = sys.argv.pop(1)
+runpy.run_module("ffn_alloc.sweep", run_name="__main__", alter_sys=True)
+"""
+
+# What stands in for that python: makes what a finished run leaves, unless told to fail or to wait.
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$CALLS"
 for argument in "$@"; do case $argument in --workdir=*) workdir=${argument#*=} ;; esac; done
@@ -47,8 +53,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def command(tmp_path: Path, *flags: str, overrides: list[str] = OVERRIDES) -> list[str]:
     own = ["--sizes=285m", "--positions=first,middle", "--ratios=70,100", "--submit=local"]
-    directory = f"--dir={tmp_path}/grid"
-    return [sys.executable, "-m", "ffn_alloc.sweep", directory, *own, *flags, "--", *overrides]
+    this = [sys.executable, "-c", AS_PYTHON, f"{tmp_path}/bin/python", f"--dir={tmp_path}/grid"]
+    return [*this, *own, *flags, "--", *overrides]
 
 
 def sweep(tmp_path: Path, environment: dict, *flags: str) -> subprocess.CompletedProcess:
@@ -83,6 +89,15 @@ def test_what_is_done_is_scored(tmp_path, environment):
     assert all(call.endswith("--suite=quick --limit=7") for call in scored)
     for name in ("baseline", "first70", "middle70"):
         assert (tmp_path / "grid" / f"{name}_285m_s0" / "results").exists()
+
+
+def test_the_python_of_the_sweep_runs_everything(tmp_path, environment):
+    environment["PATH"] = "/usr/bin:/bin"  # on which it is not
+    flags = ["--positions=", "--then-evaluate=--suite=quick"]
+    result = sweep(tmp_path, environment, *flags)
+    assert result.returncode == 0, result.stderr
+    verbs = [call.split()[1] for call in calls(environment)]
+    assert verbs == ["ffn_alloc.main", "ffn_alloc.evaluate"]
 
 
 def test_a_failure_is_told_with_its_reason(tmp_path, environment):

@@ -22,6 +22,11 @@ class Run:
     config: Config
 
     @property
+    def dns_name(self) -> str:
+        """As Google Cloud and Kubernetes take it."""
+        return "".join(c if c.isalnum() else "-" for c in self.name.lower()).strip("-")
+
+    @property
     def command_arguments(self) -> list[str]:
         return [*self.arguments, f"--workdir={self.workdir}"]
 
@@ -46,6 +51,11 @@ def allocations(positions: Sequence[str], ratios: Sequence[str]) -> list[str]:
     return ["uniform", *(f"{position}:{ratio}%" for position in positions for ratio in ratios)]
 
 
+def specs_in(text: str) -> list[str]:
+    """The specs of a list with commas. Some have commas too, but each begins with a letter."""
+    return [spec for spec in re.split(r",+(?=[a-z]|$)", text) if spec]
+
+
 def expand(
     directory: Path,
     bases: dict[str, list[str]],
@@ -59,7 +69,7 @@ def expand(
     `bases` maps the end of a name ('285m') to the arguments of its config; `load` makes a Config
     of arguments. Runs of one base and seed are the same if every layer is as wide.
     """
-    runs: list[Run] = []
+    runs: dict[str, Run] = {}
     duplicates, seen = [], set()
     for base, given in bases.items():
         for spec in specs:
@@ -74,12 +84,17 @@ def expand(
                     duplicates.append(name)
                     continue
                 seen.add(key)
-                runs.append(Run(name, directory / name, arguments, config))
-    return runs, duplicates
+                run = Run(name, directory / name, arguments, config)
+                if other := runs.get(run.dns_name):
+                    problem = f"gets the name {name}, too like {other.config.model.allocation}'s"
+                    raise BadInput("--allocations", spec, problem, "Give it another --dir")
+                runs[run.dns_name] = run
+    return list(runs.values()), duplicates
 
 
 def _words(spec: str) -> str:
     """A spec as a part of a file's name: 'middle:70%' is middle70, 'uniform' the baseline."""
     if spec == "uniform":
         return "baseline"
-    return re.sub(r"[^A-Za-z0-9.+-]", "", spec)
+    told_apart = spec.replace("@+", "p").replace("@-", "m")
+    return re.sub(r"[^A-Za-z0-9.+-]", "", re.sub("[,/]", "-", told_apart))

@@ -1,7 +1,9 @@
 """The command that starts a run, and ends when the run ends, on each kind of machine."""
 
+import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +12,6 @@ from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.sweeping.states import log_of
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-_EVALUATE = ("python", "-m", "ffn_alloc.evaluate")  # as the scripts in launch/ do
 
 
 def training(launcher: str, run: Run, options: Sequence[str]) -> list[str]:
@@ -27,10 +28,11 @@ def evaluation(launcher: str, run: Run, options: Sequence[str], arguments: str) 
         words = shlex.split(arguments)
     except ValueError as error:
         raise BadInput("--then-evaluate", arguments, str(error), "Check the quotes") from error
-    command = [*_EVALUATE, f"--workdir={run.workdir}", *words]
-    if launcher == "slurm":
-        return [*_sbatch(evaluation_name(run), run, options), f"--wrap={shlex.join(command)}"]
-    return command
+    command = ["-m", "ffn_alloc.evaluate", f"--workdir={run.workdir}", *words]
+    if launcher != "slurm":
+        return [sys.executable, *command]
+    wrapped = shlex.join(["python", *command])  # the job's, as in slurm.sbatch
+    return [*_sbatch(evaluation_name(run), run, options), f"--wrap={wrapped}"]
 
 
 def evaluation_name(run: Run) -> str:
@@ -54,7 +56,10 @@ def in_queue(launcher: str) -> set[str]:
 
 
 def _local(run: Run, options: list[str]) -> list[str]:
-    return [str(_LAUNCH / "local.sh"), *options, *run.command_arguments]
+    # The script's `python` is to be the one that runs this.
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    script = str(_LAUNCH / "local.sh")
+    return ["env", f"PATH={path}", script, *options, *run.command_arguments]
 
 
 def _slurm(run: Run, options: list[str]) -> list[str]:
@@ -68,13 +73,13 @@ def _sbatch(name: str, run: Run, options: Sequence[str]) -> list[str]:
 
 
 def _tpu(run: Run, options: list[str]) -> list[str]:
-    name = f"--name={_dns(run.name)}"
+    name = f"--name={run.dns_name}"
     script = str(_LAUNCH / "tpu_pod.sh")
     return [script, name, "--delete", *options, "--", *run.command_arguments]
 
 
 def _gke(run: Run, options: list[str]) -> list[str]:
-    name = _dns(run.name)
+    name = run.dns_name
     create = [str(_LAUNCH / "gke.sh"), f"--name={name}", *options, "--", *run.command_arguments]
     # Until it is Completed or Failed (kubectl 1.31 waits for any value of a field).
     ended = "jsonpath={.status.terminalState}"
@@ -82,11 +87,6 @@ def _gke(run: Run, options: list[str]) -> list[str]:
     state = ["kubectl", "get", f"jobset/{name}", f"-o={ended}"]
     script = f"{shlex.join(create)} && {shlex.join(wait)} && [ $({shlex.join(state)}) = Completed ]"
     return ["bash", "-c", script]
-
-
-def _dns(name: str) -> str:
-    """A name that Google Cloud and Kubernetes take."""
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
 _TRAINING: dict[str, Callable[[Run, list[str]], list[str]]] = {

@@ -46,6 +46,28 @@ def test_seeds_and_overrides_reach_every_run():
     assert cli.load(runs[0].arguments) == runs[0].config
 
 
+def test_names_tell_specs_apart():
+    specs = "middle:50%@+2 middle:50%@-2 first:1/2 first:12% blocks:1,11 blocks:11,1".split()
+    runs, _ = runs_of([], [], further=specs)
+    assert [run.name.removesuffix("_285m_s0") for run in runs[1:]] == [
+        *("middle50p2", "middle50m2", "first1-2", "first12", "blocks1-11", "blocks11-1")
+    ]
+    assert len({run.dns_name for run in runs}) == len(runs)
+    assert runs[1].dns_name == "middle50p2-285m-s0"
+
+
+def test_two_runs_of_one_name_on_a_cluster():
+    with pytest.raises(BadInput, match="blocks:1,5,1.*too like blocks:1.5,1.*--dir"):
+        runs_of([], [], further=["blocks:1.5,1", "blocks:1,5,1"])
+
+
+def test_a_list_of_specs_of_which_some_have_commas():
+    specs = ["middle:70%@+2", "blocks:0.75,1.5,0.75", "uniform", "widths:0x1,128x2,0x1"]
+    assert grid.specs_in(",".join(specs)) == specs
+    assert grid.specs_in("mask:0110") == ["mask:0110"]
+    assert grid.specs_in("") == [] and grid.specs_in(",first:1/2,") == ["first:1/2"]
+
+
 def test_another_config(tmp_path):
     bases = grid.bases("configs/quickstart.py", [])
     assert bases == {"quickstart": ["--config=configs/quickstart.py"]}

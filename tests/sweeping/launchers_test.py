@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def test_the_gke_script_takes_it_and_the_end_is_waited_for(run, tmp_path, state,
 @pytest.mark.parametrize("launcher", launchers.LAUNCHERS)
 def test_a_run_is_scored_in_a_slurm_job_or_here(run, launcher):
     command = launchers.evaluation(launcher, run, ["--gpus=1"], "--suite=quick --limit=7")
-    score = "python -m ffn_alloc.evaluate --workdir=/runs/middle70_285m_s0 --suite=quick --limit=7"
+    score = "-m ffn_alloc.evaluate --workdir=/runs/middle70_285m_s0 --suite=quick --limit=7"
     if launcher == "slurm":
         assert command[0] == "sbatch" and "--gpus=1" in command
-        assert command[-1] == f"--wrap={score}"
+        assert command[-1] == f"--wrap=python {score}"
     else:
-        assert " ".join(command) == score
+        assert " ".join(command) == f"{sys.executable} {score}"
