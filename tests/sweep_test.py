@@ -63,6 +63,10 @@ def sweep(tmp_path: Path, environment: dict, *flags: str) -> subprocess.Complete
     )
 
 
+def without_submit(arguments: list[str]) -> list[str]:
+    return [argument for argument in arguments if not argument.startswith("--submit")]
+
+
 def calls(environment: dict) -> list[str]:
     return Path(environment["CALLS"]).read_text().splitlines()
 
@@ -152,13 +156,20 @@ def test_another_run_of_the_name_is_refused_before_anything_starts(tmp_path, env
     [run] = runs_in(tmp_path / "grid", *OVERRIDES)
     write_record(run, run.workdir / "config.json")
     other = command(tmp_path, overrides=[*OVERRIDES, "--config.optimizer.learning_rate=0.1"])
-    for arguments in (other, [word for word in other if not word.startswith("--submit")]):
+    for arguments in (other, without_submit(other)):
         result = subprocess.run(
             arguments, env=environment, cwd=ROOT, capture_output=True, text=True
         )
         assert result.returncode == 2 and "done" not in result.stdout
         assert all(word in result.stderr for word in ("baseline_285m_s0", "0.1", "--dir"))
     assert calls(environment) == []
+
+
+def test_allocations_with_commas_are_listed(tmp_path, environment):
+    own = command(tmp_path, "--positions=", "--allocations=blocks:1,2,1,first:1/2")
+    result = subprocess.run(without_submit(own), env=environment, cwd=ROOT, capture_output=True)
+    rows = [line.split()[0] for line in result.stdout.decode().splitlines()[1:-1]]
+    assert rows == ["baseline_285m_s0", "blocks1-2-1_285m_s0", "first1-2_285m_s0"]
 
 
 @pytest.mark.parametrize(
