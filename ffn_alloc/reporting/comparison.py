@@ -114,7 +114,7 @@ def _compare_size(size: SizeStudy) -> list[Comparison]:
                 comparisons.append(_on_task(size, cell, name, own[0], own[number], estimate))
             else:
                 comparisons.append(_on_average(size, cell, name, improvements[0], estimate))
-    blind = {(c.cell.label, c.task) for c in comparisons if c.uninformative}
+    blind = {(c.cell, c.task) for c in comparisons if c.uninformative}
     return [_blinded(c, blind) if c.is_average else c for c in comparisons]
 
 
@@ -201,8 +201,8 @@ def _on_average(
     )
 
 
-def _blinded(comparison: Comparison, blind: set[tuple[str, str]]) -> Comparison:
+def _blinded(comparison: Comparison, blind: set[tuple[Cell, str]]) -> Comparison:
     """An average of nothing but tasks at chance is at chance itself."""
-    seeing = [task for task in comparison.tasks if (comparison.cell.label, task) not in blind]
+    seeing = [task for task in comparison.tasks if (comparison.cell, task) not in blind]
     at_chance = bool(comparison.tasks) and not seeing
     return dataclasses.replace(comparison, baseline_at_chance=at_chance, at_chance=at_chance)

@@ -105,11 +105,9 @@ def _at_chance(comparisons: Sequence[Comparison]) -> str:
 
 
 def _averages(comparisons: Sequence[Comparison]) -> Section:
-    blocks: list[Block] = [improvement_picture(comparisons)]
     averages = [c for c in comparisons if c.task == AVERAGE]
-    heatmap = heatmap_picture(averages)
-    if heatmap:
-        blocks.append(heatmap)
+    pictures = improvement_picture(comparisons), heatmap_picture(averages)
+    blocks: list[Block] = [picture for picture in pictures if picture]
     title = "Average of all tasks, one row an allocation"
     blocks.append(TableBlock(title, tables.averages_table(averages)))
     accuracies = [c for c in comparisons if c.task == AVERAGE_ACCURACY]

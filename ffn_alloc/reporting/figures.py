@@ -28,9 +28,14 @@ from ffn_alloc.reporting.runs import POSITIONS, Cell
 from ffn_alloc.reporting.study import SizeStudy
 
 
-def improvement_picture(comparisons: Sequence[Comparison]) -> Picture:
-    """Relative improvements with intervals: of each cell's average, or of a single cell's tasks."""
+def improvement_picture(comparisons: Sequence[Comparison]) -> Picture | None:
+    """Relative improvements with intervals: of each cell's average, or of a single cell's tasks.
+
+    None where no relative improvement exists.
+    """
     panels = _panels(comparisons)
+    if not panels:
+        return None
     heights = [len(rows) for _, rows in panels]
     figure = new_figure(0.34 * sum(heights) + 0.75 * len(panels) + 0.5)
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
@@ -49,8 +54,9 @@ def heatmap_picture(averages: Sequence[Comparison]) -> Picture | None:
     """The average improvement by position and ratio, a panel a size; None without a grid."""
     grids = []
     for size in _sizes(averages):
-        cells = {c.cell.band: c for c in averages if c.size is size and c.cell.band}
-        if len(cells) > 1:
+        bands = [c for c in averages if c.size is size and c.cell.band]
+        cells = {c.cell.band: c for c in bands}
+        if 1 < len(cells) == len(bands):  # two tiles can make two cells of one band: no grid
             grids.append((size.label, cells))
     values = [
         abs(c.improvement.value) for _, cells in grids for c in cells.values() if c.improvement

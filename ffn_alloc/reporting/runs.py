@@ -1,7 +1,7 @@
 """Runs from their config.json, and cells: runs that differ by their seed alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,7 @@ class Cell:
     """The runs of one model, one a seed, in the order of their seeds."""
 
     runs: tuple[Run, ...]
+    distinction: str = ""  # what tells it from cells whose allocation has the same text
 
     @property
     def first(self) -> Run:
@@ -67,8 +68,13 @@ class Cell:
     def uniform(self) -> bool:
         return len(set(self.ffn_dims)) == 1
 
-    @cached_property
+    @property
     def label(self) -> str:
+        """What it is called in a report."""
+        return self.spec + self.distinction
+
+    @cached_property
+    def spec(self) -> str:
         """The shortest canonical text of its allocation."""
         if self.uniform:
             return "uniform"
@@ -78,7 +84,7 @@ class Cell:
     @cached_property
     def band(self) -> tuple[str, Fraction] | None:
         """Position and ratio, where it is an unshifted band."""
-        shape = allocation.parse(self.label)
+        shape = allocation.parse(self.spec)
         if isinstance(shape, Band) and not shape.shift:
             return shape.position, shape.ratio
         return None
@@ -131,6 +137,27 @@ def into_cells(runs: Sequence[Run]) -> list[Cell]:
                 raise _bad(run.workdir, problem, "Give each seed once")
             by_seed[run.seed] = run
     return [Cell(tuple(sorted(same, key=lambda run: run.seed))) for same in members.values()]
+
+
+def distinct(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with labels of their own: one text means other widths with another tile or d_ff."""
+    of_spec: dict[str, list[Cell]] = {}
+    for cell in cells:
+        of_spec.setdefault(cell.spec, []).append(cell)
+    return [replace(cell, distinction=_distinction(cell, of_spec[cell.spec])) for cell in cells]
+
+
+def _distinction(cell: Cell, alike: Sequence[Cell]) -> str:
+    """'' for a cell alone, else the first of a few facts that is different in each of them."""
+    if len(alike) == 1:
+        return ""
+    facts = [
+        [f", tile {each.first.config.model.ffn_tile}" for each in alike],
+        [f", d_ff {each.first.config.model.d_ff}" for each in alike],
+        [f", {each.first.workdir}" for each in alike],
+    ]
+    different = next(found for found in facts if len(set(found)) == len(alike))
+    return different[alike.index(cell)]
 
 
 def budget(run: Run) -> int:

@@ -15,7 +15,15 @@ from ffn_alloc.paths import AnyPath, resolved
 from ffn_alloc.reporting import comparability
 from ffn_alloc.reporting.comparability import Difference
 from ffn_alloc.reporting.results import TaskResult, available, read_result
-from ffn_alloc.reporting.runs import POSITIONS, Cell, Run, budget, into_cells, read_run
+from ffn_alloc.reporting.runs import (
+    POSITIONS,
+    Cell,
+    Run,
+    budget,
+    distinct,
+    into_cells,
+    read_run,
+)
 
 _EVALUATE = "Run `python -m ffn_alloc.evaluate` on it first"
 
@@ -84,7 +92,7 @@ def read_study(
         for run in (run for cell in (base, *cells) for run in cell.runs):
             differences += comparability.of_runs(base.first, run)
     comparability.refuse(differences, allowed)
-    sizes = [_read_size(base, _in_order(cells), step) for base, cells in matched]
+    sizes = [_read_size(base, distinct(_in_order(cells)), step) for base, cells in matched]
     for size in sizes:
         differences += _result_differences(size)
         _check_checkpoints(size)

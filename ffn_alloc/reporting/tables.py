@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from ffn_alloc import accounting
-from ffn_alloc.reporting import words
+from ffn_alloc.reporting import runs, words
 from ffn_alloc.reporting.chance import chance_level
 from ffn_alloc.reporting.comparison import BETTER, CANNOT_TELL, WORSE, Comparison
 from ffn_alloc.reporting.curves import Curve
-from ffn_alloc.reporting.runs import Run
 from ffn_alloc.reporting.study import SizeStudy
 from ffn_alloc.reporting.table import Cell, Column, Table, number, text
 
@@ -43,11 +42,11 @@ def matrix_table(comparisons: Sequence[Comparison]) -> Table:
     """Relative improvements of one size, cells by tasks, tinted; bold ones are decided."""
     names = list(dict.fromkeys(c.task for c in comparisons))
     largest = max((abs(c.improvement.value) for c in comparisons if c.improvement), default=1.0)
-    by_cell: dict[str, dict[str, Comparison]] = {}
+    by_cell: dict[runs.Cell, dict[str, Comparison]] = {}
     for c in comparisons:
-        by_cell.setdefault(c.cell.label, {})[c.task] = c
+        by_cell.setdefault(c.cell, {})[c.task] = c
     rows = tuple(
-        (text(cell), *(_tinted(found[name], largest) for name in names))
+        (text(cell.label), *(_tinted(found[name], largest) for name in names))
         for cell, found in by_cell.items()
     )
     return Table((_ALLOCATION, *(Column(name, True) for name in names)), rows)
@@ -162,7 +161,7 @@ def models_table(sizes: Sequence[SizeStudy]) -> Table:
     return _for_one_size(Table(columns, tuple(rows)))
 
 
-def runs_table(sizes: Sequence[SizeStudy], curves: dict[Run, Curve | None]) -> Table:
+def runs_table(sizes: Sequence[SizeStudy], curves: dict[runs.Run, Curve | None]) -> Table:
     """Every run with what it was trained on."""
     columns = (
         _SIZE,

@@ -148,6 +148,8 @@ def _highest(averages: Sequence[Comparison]) -> str:
 def _where(comparison: Comparison) -> str:
     if comparison.task == AVERAGE:
         number = len(comparison.tasks)
+        if not number:
+            return "on any task"
         return f"on {comparison.tasks[0]}" if number == 1 else f"on average over {number} tasks"
     if comparison.task == AVERAGE_ACCURACY:
         return f"on average over {count(len(comparison.tasks), 'task')} without perplexity"

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from ffn_alloc.errors import BadInput
 from ffn_alloc.reporting import build, output
 from ffn_alloc.reporting.build import write_report
-from tests.reporting.fake_runs import write_seeds
+from tests.reporting.fake_runs import score_run, write_result, write_run, write_seeds
 
 ALLOCATIONS = ("first:0.4", "first:0.7", "middle:0.4", "middle:0.7")
 
@@ -161,3 +161,32 @@ def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=re.escape('pip install -e ".[eval]"')):
         build.write_report(runs[0], runs[1], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_without_a_relative_improvement(tmp_path):
+    """Small models often score 0 on lambada_openai, and nothing can be divided by that."""
+    for run, allocation in (("base", "uniform"), ("mid", "middle:0.5"), ("fin", "final:0.5")):
+        write_run(tmp_path / run, allocation)
+        write_result(tmp_path / run, "lambada_openai", [0.0] * 20)
+    base, mid, fin = tmp_path / "base", tmp_path / "mid", tmp_path / "fin"
+    (answer,) = write_report([base], [mid], tmp_path / "one")
+    assert answer.startswith("No relative improvement of middle:0.5 can be computed on any task")
+    assert not list((tmp_path / "one").glob("figures/improvement*"))
+    (answer,) = write_report([base], [mid, fin], tmp_path / "two")
+    assert answer.startswith("For none of 2 allocations can it be told")
+
+
+def test_two_tiles_of_one_band_are_not_drawn_over_each_other(tmp_path):
+    runs = []
+    for tile in (4, 8):
+        for allocation in ("middle:0.7", "first:0.7"):
+            runs.append(tmp_path / f"{allocation[:3]}{tile}")
+            write_run(runs[-1], allocation, **{"model.ffn_tile": tile, "model.d_ff": 40})
+            score_run(runs[-1], allocation, tile, 0.0)
+    write_run(tmp_path / "base", **{"model.ffn_tile": 8, "model.d_ff": 40})
+    score_run(tmp_path / "base", "uniform", 0, 0.0)
+    write_report([tmp_path / "base"], runs, tmp_path / "out")
+    page = (tmp_path / "out/report.md").read_text()
+    rows = re.findall(r"^\| ((?:middle|first):0.7, tile [48]) \| .*\|$", page, re.M)
+    assert rows.count("middle:0.7, tile 4") == rows.count("middle:0.7, tile 8") > 1
+    assert not list((tmp_path / "out").glob("figures/heatmap*"))

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.reporting.comparison import compare
 from ffn_alloc.reporting.study import read_study
+from ffn_alloc.reporting.tables import matrix_table
 from tests.reporting.fake_runs import score_run, write_result, write_run, write_seeds
 
 TASKS = {"piqa": 40, "validation": 10}
@@ -252,3 +254,31 @@ def test_cells_come_by_position_and_ratio(root, tmp_path):
     labels = [cell.label for cell in size.cells]
     expected = ["first:0.3", "first:0.7", "middle:0.3", "final:0.7", "taper:1.5..0.5:linear"]
     assert labels == expected
+
+
+def test_one_text_of_several_widths_gets_several_labels(root):
+    """`model.ffn_tile` is no part of the identity: nothing but the widths show it."""
+    taper = "taper:1.5..0.5:linear"
+    cells = {"a": (taper, 4), "b": (taper, 8), "c": ("first:0.7", 8)}
+    for name, (allocation, tile) in cells.items():
+        for seed in (0, 1):
+            run = root / f"{name}{seed}"
+            write_run(run, allocation, seed, **{"model.ffn_tile": tile})
+            score_run(run, allocation, seed, 3.0 if name == "a" else -3.0, {"piqa": 40})
+    runs = [f"{name}{seed}" for name in cells for seed in (0, 1)]
+    found = study(root, runs=runs)
+    labels = [cell.label for cell in found.sizes[0].cells]
+    assert labels == ["first:0.7", f"{taper}, tile 4", f"{taper}, tile 8"]
+    table = matrix_table(compare(found))
+    assert [row[0].text for row in table.rows] == labels
+
+
+def test_labels_that_no_tile_tells_apart(root):
+    allowed = ["parameters"]
+    rewrite(root / "mid1", seed=1, **{"model.d_ff": 80})
+    (size,) = study(root, allowed=allowed).sizes
+    assert [cell.label for cell in size.cells] == ["middle:0.7, d_ff 64", "middle:0.7, d_ff 80"]
+    write_run(root / "more", "middle:0.7", 0, **{"model.d_ff": 80, "model.ffn_tile": 4})
+    score_run(root / "more", "more", 0, 0.0, TASKS)
+    (size,) = study(root, allowed=allowed, runs=("mid0", "mid1", "more")).sizes
+    assert [c.label for c in size.cells] == [f"middle:0.7, {c.first.workdir}" for c in size.cells]
