@@ -12,7 +12,7 @@ import sys
 from ffn_alloc import cli
 from ffn_alloc.data.storage import cache_root
 from ffn_alloc.errors import EXIT_PREEMPTED, BadInput
-from ffn_alloc.evaluation import following, suites, table
+from ffn_alloc.evaluation import following, generation, suites, table
 from ffn_alloc.evaluation.runs import load_run, read_record
 from ffn_alloc.training import host
 
@@ -40,8 +40,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     steps = [] if arguments.watch else following.chosen_steps(record, arguments.step or "last")
     host.set_up_devices(record.config, cache_root() / "compiled")
     if arguments.prompt is not None:
-        run = load_run(arguments.workdir, steps[-1] if steps else None)
         options = (arguments.max_new_tokens, arguments.temperature, arguments.seed)
+        generation.check_options(record.config, *options)
+        run = load_run(arguments.workdir, steps[-1] if steps else None)
         print(run.continuation(arguments.prompt, *options))
         return
     names = [*suites.SUITES.get(arguments.suite, ()), *suites.split_names(arguments.tasks)]

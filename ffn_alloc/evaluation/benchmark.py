@@ -47,7 +47,8 @@ class Benchmark:
     """A task of the harness and the model that answers it.
 
     `model` is a harness.HarnessModel: its `params` are replaced at every call. BadInput for a
-    document of which the task cannot make a question with an answer.
+    document of which the task cannot make a question with an answer, and for a task that asks for
+    a generation which the model cannot do.
     """
 
     def __init__(self, loaded: HarnessTask, model: Any, limit: int):
@@ -60,6 +61,7 @@ class Benchmark:
                 raise task_data.bad_row(f"{self.source}, item {index + 1}", "", problem)
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
             self._task.build_all_requests(limit=limit or None, rank=0, world_size=1)
+        self._check_requests()
         self.item_ids = [_item_id(index, doc) for index, doc in self._docs()]
         self.primary = _PRIMARY.get(self.name)  # None: the task's first metric
         self.origin = Origin(
@@ -95,6 +97,13 @@ class Benchmark:
 
     def _docs(self) -> Iterator[tuple[int, Any]]:
         return self._task.doc_iterator(rank=0, limit=self._limit or None, world_size=1)
+
+    def _check_requests(self) -> None:
+        try:
+            self._model.check(self._task.instances)
+        except BadInput as error:
+            problem = f"asks for {error.field} = {error.value!r}, which {error.problem}"
+            raise BadInput("tasks", self.name, problem, "Leave this task out") from error
 
     def _ask(self, params: Any) -> None:
         """Puts the model's answers into the task's requests."""

@@ -26,6 +26,7 @@ from ffn_alloc.training.step import layers_per_iteration
 _ROWS = 8  # of a batch, on each part of the mesh that takes rows of its own
 _SHORTEST = 16  # prompts are padded to this times a power of two
 _CONTEXT = 16  # last ids of a prompt that new ids are decoded behind
+_SEEDS = 2**32
 _CACHE_SPLIT = PartitionSpec(None, BATCH_AXES, None, "tensor")
 
 Stop = Callable[[int, list[int]], bool]
@@ -97,7 +98,9 @@ def generate(
     what is drawn for a prompt depends on the seed and its index. A prompt is cut from the left
     where it does not fit into sequence_length beside the new tokens; BadInput where nothing fits.
     """
-    _check(config, prompts, max_new_tokens, temperature)
+    check_options(config, max_new_tokens, temperature, seed)
+    if any(not len(prompt) for prompt in prompts):
+        raise ValueError("a prompt has no token: begin a document with EOS")
     longest = config.data.sequence_length
     prompts = [list(prompt[max_new_tokens - longest :]) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -120,7 +123,8 @@ def generate(
     return [found[index] for index in range(len(prompts))]
 
 
-def _check(config: Config, prompts: Any, max_new_tokens: int, temperature: float) -> None:
+def check_options(config: Config, max_new_tokens: int, temperature: float, seed: int = 0) -> None:
+    """BadInput for what `generate` cannot do, whatever the parameters and the prompts."""
     length = config.data.sequence_length
     if not 1 <= max_new_tokens < length:
         problem = f"leaves no room for a prompt in data.sequence_length = {length}"
@@ -129,8 +133,8 @@ def _check(config: Config, prompts: Any, max_new_tokens: int, temperature: float
     if not 0 <= temperature < math.inf:
         remedy = "Give 0 for the likeliest token, or a positive number"
         raise BadInput("temperature", temperature, "is no temperature", remedy)
-    if any(not len(prompt) for prompt in prompts):
-        raise ValueError("a prompt has no token: begin a document with EOS")
+    if not 0 <= seed < _SEEDS:
+        raise BadInput("seed", seed, "is no 32-bit number", f"Choose from 0 to {_SEEDS - 1}")
 
 
 def _batch(

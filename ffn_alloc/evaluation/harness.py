@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ffn_alloc.config import Config
 from ffn_alloc.data.tokenizer import Tokenizer, check_fits
 from ffn_alloc.errors import BadInput
-from ffn_alloc.evaluation.generation import complete
+from ffn_alloc.evaluation.generation import check_options, complete
 from ffn_alloc.evaluation.scoring import Request, Scorer
 
 try:
@@ -92,6 +92,13 @@ class HarnessModel(TemplateLM):
         starts = [0, *stops]
         return [float(sum(scores[start:stop])) for start, stop in zip(starts, stops, strict=False)]
 
+    def check(self, requests: list[Any]) -> None:
+        """BadInput for a generation that cannot be done."""
+        for request in requests:
+            if request.request_type == "generate_until":
+                options = self._options(request.args[1])
+                check_options(self._config, options["max_new_tokens"], options["temperature"])
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to the task's `until` or EOS; temperature 0 unless it samples."""
         groups: dict[str, tuple[dict[str, Any], list[int]]] = {}
@@ -108,10 +115,13 @@ class HarnessModel(TemplateLM):
                 self._text,
                 [requests[index].args[0] for index in indices],
                 progress=self._progress and not disable_tqdm,
-                **_options(kwargs, min(_MAX_NEW_TOKENS, self.max_length // 2)),
+                **self._options(kwargs),
             )
             found.update(zip(indices, texts, strict=True))
         return [found[index] for index in range(len(requests))]
+
+    def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return _options(kwargs, min(_MAX_NEW_TOKENS, self.max_length // 2))
 
     def _loglikelihood_tokens(
         self,

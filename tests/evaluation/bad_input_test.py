@@ -22,6 +22,7 @@ def saved(tmp_path_factory):
         config, data = with_rows(Path())
     save_run(config, directory / "run", 2, 3, fingerprint=data.fingerprint)
     benchmark_files.write_all(directory / "tasks")
+    benchmark_files.write_aime24(directory / "tasks")
     return directory
 
 
@@ -76,7 +77,10 @@ BAD = [
     (["--tasks=piqa", "--task_data=DIR/nowhere"], nothing, "no folder piqa"),
     (["--tasks=piqa", TASKS], change_labels, "label is no integer"),
     (["--tasks=arc_easy", TASKS], remove("tasks/arc_easy"), "no folder arc_easy"),
+    (["--tasks=piqa,aime24", TASKS], nothing, "'aime24': asks for max_new_tokens = 32768"),
     (["--prompt=x", "--max_new_tokens=24"], nothing, "max_new_tokens"),
+    (["--prompt=x", "--max_new_tokens=5", "--seed=-1"], nothing, "Choose from 0 to 4294967295"),
+    (["--prompt=x", "--max_new_tokens=5", "--seed=4294967296"], nothing, "Choose from 0 to"),
     (["--prompt=x", "--max_new_tokens=5", "--temperature=-1"], nothing, "temperature"),
 ]
 
@@ -91,6 +95,8 @@ def test_refused(saved, tmp_path, monkeypatch, flags, change, part):
     monkeypatch.setattr(evaluate.host, "set_up_devices", lambda *_: "cpu")
     monkeypatch.setattr(evaluate.signal, "signal", lambda *_: None)
     monkeypatch.setattr(suites.results, "write", lambda *_: pytest.fail("it scored"))
+    if any(flag.startswith("--prompt") for flag in flags):
+        monkeypatch.setattr(evaluate, "load_run", lambda *_: pytest.fail("it read parameters"))
     before = tree(directory)
     arguments = ["--workdir=DIR/run", *flags] if "--workdir" not in str(flags) else flags
     with pytest.raises(BadInput) as error:

@@ -121,6 +121,10 @@ def test_bad_input():
         with pytest.raises(BadInput) as error:
             run(PROMPTS, 2, temperature=temperature)
         assert error.value.field == "temperature"
+    for seed in (-1, 2**32):
+        with pytest.raises(BadInput) as error:
+            run(PROMPTS, 2, seed=seed)
+        assert error.value.field == "seed"
     with pytest.raises(ValueError, match="no token"):
         run([[1], []], 2)
 

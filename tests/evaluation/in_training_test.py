@@ -25,6 +25,7 @@ TASKS = "winogrande,lambada_openai,wikitext"
 def made(tmp_path_factory):
     directory = tmp_path_factory.mktemp("made")
     benchmark_files.write_all(directory / "tasks")
+    benchmark_files.write_aime24(directory / "tasks")
     overrides = {
         "train.steps": 4,
         "eval.every": 2,
@@ -116,6 +117,7 @@ def test_a_benchmark_that_fails_ends_neither_the_training_nor_the_other_scores(
         ("winogrand", None, "winogrande"),
         ("winogrande", "/nowhere", "/nowhere"),
         ("sciq", "empty", "no folder sciq"),
+        ("piqa,aime24", None, "'aime24': asks for max_new_tokens = 32768"),
     ],
 )
 def test_bad_tasks_are_told_before_the_training(made, tmp_path, tasks, directory, part):
