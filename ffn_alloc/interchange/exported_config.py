@@ -5,8 +5,8 @@ llama-padded  the same of the widest width, for every stack: zeros where FFNs ar
 ffn-alloc     exact widths, with a modelling file of ours (`trust_remote_code=True`)
 decilm        exact widths as Nemotron-NAS block configurations, which vLLM reads
 
-A field `ffn_alloc` of ours goes into all of them. From it an import gets the FFN widths and the
-allocation back; other programs pass it over.
+A field `ffn_alloc` of ours goes into all of them. From it an import gets the FFN widths, the
+allocation and what the model was trained on back; other programs pass it over.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from ffn_alloc.config import Config, ModelConfig
 from ffn_alloc.errors import BadInput
 
 FORMATS = ("llama", "llama-padded", "ffn-alloc", "decilm")
+IMPORTED = "imported"  # data.source and data fingerprint of a run that was not trained here
 CODE_FILES = ("configuration_ffn_alloc", "modeling_ffn_alloc")  # of remote_code/
 
 # model_type, architecture, and our configuration class where there is no stock one
@@ -60,9 +61,16 @@ def file_dims(model_format: str, model: ModelConfig) -> tuple[int, ...]:
 
 
 def content(
-    model_format: str, config: Config, step: int, special_tokens: dict[str, int]
+    model_format: str,
+    config: Config,
+    step: int,
+    special_tokens: dict[str, int],
+    trained: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of config.json. `special_tokens`: bos_token_id and eos_token_id."""
+    """The content of config.json.
+
+    special_tokens: bos_token_id and eos_token_id. trained: what is known of the training.
+    """
     model = config.model
     model_type, architecture, config_class = _CLASSES[model_format]
     values = {
@@ -87,7 +95,7 @@ def content(
         "torch_dtype": "float32",
         **special_tokens,
         "pad_token_id": None,
-        "ffn_alloc": _record(model_format, config, step),
+        "ffn_alloc": _record(model_format, config, step, trained),
     }
     if config_class:
         configuration, modeling = CODE_FILES
@@ -100,7 +108,9 @@ def content(
     return values
 
 
-def _record(model_format: str, config: Config, step: int) -> dict[str, Any]:
+def _record(
+    model_format: str, config: Config, step: int, trained: dict[str, Any] | None
+) -> dict[str, Any]:
     model = config.model
     return {
         "version": __version__,
@@ -114,6 +124,7 @@ def _record(model_format: str, config: Config, step: int) -> dict[str, Any]:
         "ffn_dims": list(model.ffn_dims),
         "global_batch_size": config.train.global_batch_size,
         "compute_dtype": model.compute_dtype,
+        "trained": trained,
     }
 
 

@@ -7,13 +7,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ffn_alloc.config import Config
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.errors import BadInput
 from ffn_alloc.interchange import exported_config, logits, model_card, tokenizer_files, weight_files
-from ffn_alloc.interchange.tensors import reader, slots
+from ffn_alloc.interchange.tensors import digest, reader, slots
 from ffn_alloc.model.decoder import Params
 from ffn_alloc.paths import AnyPath
 
@@ -28,6 +28,7 @@ class Run(Protocol):
     config: Config
     params: Params
     tokenizer: Tokenizer
+    meta: dict[str, Any]
 
 
 def check_out(out: Path) -> None:
@@ -51,10 +52,12 @@ def export_run(run: Run, model_format: str, out: Path, picture: str) -> str:
         layout, read = slots(model, file_dims), reader(run.params, model)
         shapes = {name: slot.shape for name, slot in layout.items()}
         weight_files.write(folder, shapes, lambda name: read(layout[name]))
-        special = tokenizer_files.write(folder, run.tokenizer, run.config.data.sequence_length)
+        special = tokenizer_files.write(
+            folder, run.tokenizer, run.config.data.sequence_length, _is_imported(run)
+        )
         _write_json(
             folder / "config.json",
-            exported_config.content(model_format, run.config, run.step, special),
+            exported_config.content(model_format, run.config, run.step, special, _trained(run)),
         )
         generation = {**special, "pad_token_id": special["eos_token_id"]}
         _write_json(folder / "generation_config.json", generation)
@@ -66,6 +69,21 @@ def export_run(run: Run, model_format: str, out: Path, picture: str) -> str:
         card = model_card.text(model_format, run.config, run.step, picture, results, checked)
         (folder / "README.md").write_text(card)
     return checked
+
+
+def _is_imported(run: Run) -> bool:
+    return run.config.data.source == exported_config.IMPORTED
+
+
+def _trained(run: Run) -> dict[str, Any] | None:
+    """What `report` compares; of an imported run what it came with."""
+    if _is_imported(run):
+        return run.meta.get("trained")
+    return {
+        "identity": run.meta["identity"],
+        "train_steps": run.config.train.steps,
+        "parameters": digest(run.params),
+    }
 
 
 @contextlib.contextmanager
@@ -100,7 +118,7 @@ def _compare(folder: Path, run: Run, model_format: str) -> str:
     if not logits.is_available():
         print("torch and transformers are not installed: logits not compared", file=sys.stderr)
         return "Its logits were not compared with the run's: torch was not installed."
-    logits.compare_tokenizer(folder, run.tokenizer)
+    logits.compare_tokenizer(folder, run.tokenizer, _is_imported(run))
     length = run.config.data.sequence_length
     largest = logits.compare(folder, run.config.model, run.params, length)
     how = " with the modelling file in it" if exported_config.needs_code(model_format) else ""

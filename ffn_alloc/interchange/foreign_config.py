@@ -45,6 +45,7 @@ class Provenance:
     d_ff: int
     ffn_tile: int
     ffn_dims: tuple[int, ...]
+    trained: dict[str, Any] | None  # identity, train_steps, and the digest of the parameters
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,15 @@ def _rope_theta(content: _Content) -> float:
 def _provenance(content: _Content, num_layers: int) -> Provenance:
     """The field `ffn_alloc`, which must be whole and agree with itself."""
     try:
-        values = dict(content.values["ffn_alloc"])
+        values = {"trained": None, **content.values["ffn_alloc"]}  # earlier exports have none
         kinds = Provenance.__annotations__
         known = {name: values[name] for name in kinds}
         known["ffn_dims"] = tuple(known["ffn_dims"])
         for name, kind in kinds.items():
-            if name != "ffn_dims" and type(known[name]) is not kind:
+            if name not in ("ffn_dims", "trained") and type(known[name]) is not kind:
                 raise TypeError(f"{name} is {known[name]!r}")
+        if known["trained"] is not None:
+            _check_trained(**known["trained"])
     except (TypeError, KeyError, ValueError) as error:
         problem = f"is not as an export writes it ({error!r})"
         raise content.bad("ffn_alloc", problem) from error
@@ -169,6 +172,12 @@ def _provenance(content: _Content, num_layers: int) -> Provenance:
     if dims != found.ffn_dims or found.step < 0:
         raise content.bad("ffn_alloc", f"its allocation makes the widths {list(dims)}")
     return found
+
+
+def _check_trained(identity: Any, train_steps: Any, parameters: Any) -> None:
+    fingerprint = identity["data.fingerprint"]
+    if not type(fingerprint) is type(parameters) is str or type(train_steps) is not int:
+        raise TypeError(f"trained is {(fingerprint, train_steps, parameters)}")
 
 
 def _stranger(content: _Content, folder: Path, ffn_dims: tuple[int, ...]) -> Provenance:
@@ -187,6 +196,7 @@ def _stranger(content: _Content, folder: Path, ffn_dims: tuple[int, ...]) -> Pro
         d_ff=d_ff,
         ffn_tile=math.gcd(_LARGEST_TILE, *ffn_dims, d_ff),
         ffn_dims=ffn_dims,
+        trained=None,
     )
 
 

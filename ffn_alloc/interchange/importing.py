@@ -8,22 +8,23 @@ import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
-from ffn_alloc.config import CheckpointConfig, Config, from_dict
+from ffn_alloc.config import CheckpointConfig, Config, from_dict, identity
 from ffn_alloc.data import tokenizer as tokenizer_kinds
 from ffn_alloc.errors import BadInput
 from ffn_alloc.interchange import foreign_config, tokenizer_files, weight_files
-from ffn_alloc.interchange.foreign_config import Foreign
-from ffn_alloc.interchange.tensors import from_tensors, slots
+from ffn_alloc.interchange.exported_config import IMPORTED
+from ffn_alloc.interchange.foreign_config import Foreign, Provenance
+from ffn_alloc.interchange.tensors import digest, from_tensors, slots
 from ffn_alloc.model.decoder import Params
 from ffn_alloc.training import workdir as workdirs
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.resume import run_record
 from ffn_alloc.training.state import TrainState
 
-_FINGERPRINT = "imported"  # of no data: what keeps `main` from going on
 _ONE_CHECKPOINT = CheckpointConfig(every=1, keep=1, keep_every=0)
 _OPTIMIZER = {
     "name": "adamw",
@@ -48,14 +49,18 @@ def import_run(source: Path, workdir: Path) -> Config:
     """
     workdir = workdir.absolute()  # Orbax takes nothing else, and the tokenizer's path must last
     _check_unused(workdir)
-    config, params, step = read_checkpoint(source)
+    foreign, config, params = _read(source)
+    record = run_record(config, IMPORTED)  # the fingerprint of no data keeps `main` from going on
+    record["trained"] = _trained(foreign.provenance, config, params)
     with workdirs.lock(workdir):
         _check_unused(workdir)
         try:
             copied = tokenizer_files.copy(config.data.tokenizer, workdir / "tokenizer")
             data = dataclasses.replace(config.data, tokenizer=copied)
             config = dataclasses.replace(config, data=data)
-            _save(workdir, config, params, step, source)
+            _save(workdir, config, params, foreign.provenance.step, record)
+            about = {**record, "imported_from": str(source.absolute())}
+            workdirs.write_config(workdir, config, about)  # which makes the directory a run
         except BaseException:
             for name in ("tokenizer", "checkpoints"):
                 shutil.rmtree(workdir / name, ignore_errors=True)
@@ -68,6 +73,11 @@ def read_checkpoint(source: Path) -> tuple[Config, Params, int]:
 
     The step is that of the exported run, 0 for a model that was not trained here.
     """
+    foreign, config, params = _read(source)
+    return config, params, foreign.provenance.step
+
+
+def _read(source: Path) -> tuple[Foreign, Config, Params]:
     weight_files.require()
     foreign = foreign_config.read(source)
     spec = tokenizer_files.find(source)
@@ -79,7 +89,27 @@ def read_checkpoint(source: Path) -> tuple[Config, Params, int]:
     layout = slots(config.model, foreign.file_dims)
     weights.check({name: slot.shape for name, slot in layout.items()})
     params = from_tensors(config.model, foreign.file_dims, weights.read)
-    return config, params, foreign.provenance.step
+    return foreign, config, params
+
+
+def _trained(origin: Provenance, config: Config, params: Params) -> dict[str, Any]:
+    """What `report` compares: how the model was trained, if it still is the one that was exported.
+
+    Of any other model, and of exports of earlier versions, nothing is known but what it computes;
+    its parameters stand for its data, as a fingerprint that no other has.
+    """
+    computes = {
+        name: value
+        for name, value in identity(config).items()
+        if name in ("seed", "data.sequence_length") or name.startswith("model.")
+    }
+    del computes["model.initializer"]
+    parameters = digest(params)
+    known = origin.trained
+    if known is None or known["parameters"] != parameters:
+        known = {"identity": {"data.fingerprint": parameters}, "train_steps": origin.step}
+    merged = {**known["identity"], **computes}
+    return {**known, "identity": merged, "parameters": parameters}
 
 
 def _check_unused(workdir: Path) -> None:
@@ -89,16 +119,13 @@ def _check_unused(workdir: Path) -> None:
         raise BadInput("--workdir", str(workdir), "is not empty", "Give a new directory")
 
 
-def _save(workdir: Path, config: Config, params: Params, step: int, source: Path) -> None:
-    """The checkpoint, then config.json, which makes the directory a run."""
-    record = run_record(config, _FINGERPRINT)
+def _save(workdir: Path, config: Config, params: Params, step: int, record: dict[str, Any]) -> None:
     # Orbax takes no empty item: a count alone stands for the optimizer.
     state = TrainState(jnp.int32(step), params, {"count": jnp.int32(0)})
     with contextlib.closing(
         Checkpoints(workdir / "checkpoints", _ONE_CHECKPOINT, record)
     ) as checkpoints:
         checkpoints.save(state, step)
-    workdirs.write_config(workdir, config, {**record, "imported_from": str(source.absolute())})
 
 
 def _config(foreign: Foreign, tokenizer: str) -> Config:
@@ -119,7 +146,7 @@ def _config(foreign: Foreign, tokenizer: str) -> Config:
                 "compute_dtype": origin.compute_dtype,
             },
             "data": {
-                "source": "imported",  # unknown, so that nothing is scored on data of its own
+                "source": IMPORTED,  # unknown, so that nothing is scored on data of its own
                 "validation_source": "",
                 "data_dir": "",
                 "prepared_dir": "",

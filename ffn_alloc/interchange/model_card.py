@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from ffn_alloc import __version__, allocation
-from ffn_alloc.config import Config
+from ffn_alloc.config import Config, OptimizerConfig
 from ffn_alloc.errors import BadInput
+from ffn_alloc.interchange.exported_config import IMPORTED
 from ffn_alloc.paths import AnyPath
 
 _USE = {
@@ -29,12 +30,19 @@ _USE = {
     ),
 }
 
+_TRAINED = """\
+Documents end with EOS and nothing is put in front of them; a text to be continued from nothing
+starts from EOS, which is named as BOS too."""
+_CAME_IN = """\
+This model was imported. The tokenizer's files are those that it came with: they decide what is put
+around a text, and what text is a special token."""
+
 
 def text(
     model_format: str, config: Config, step: int, picture: str, results: AnyPath, checked: str
 ) -> str:
     """Markdown. `picture` is `plan`'s for the config, `results` the folder of a step's scores."""
-    dims, optimizer = config.model.ffn_dims, config.optimizer
+    dims, imported = config.model.ffn_dims, config.data.source == IMPORTED
     spec = str(allocation.parse(config.model.allocation))
     scores = _scores(results)
     tokens = step * config.tokens_per_step
@@ -68,17 +76,20 @@ by ffn_alloc {__version__} as `{model_format}`. A base model: it continues text.
 | sequence length | {config.data.sequence_length:,} |
 | step exported | {step:,} of {config.train.steps:,} |
 | tokens seen | {tokens:,} |
-| optimizer | {optimizer.name}, {optimizer.schedule} schedule from {optimizer.learning_rate:g} |
+| optimizer | {"that of the imported model" if imported else _optimizer(config.optimizer)} |
 | seed | {config.seed} |
 | compute | {config.model.compute_dtype} over float32 parameters |
 
-Documents end with EOS and nothing is put in front of them; a text to be continued from nothing
-starts from EOS, which is named as BOS too.
+{_CAME_IN if imported else _TRAINED}
 
 ## Scores
 
 {scores}
 """
+
+
+def _optimizer(optimizer: OptimizerConfig) -> str:
+    return f"{optimizer.name}, {optimizer.schedule} schedule from {optimizer.learning_rate:g}"
 
 
 def _scores(results: AnyPath) -> str:

@@ -3,8 +3,8 @@
 transformers 5 also reads the .model file itself, but orders the merges by id instead of score and
 drops a space in front of a text: other ids for "and  two" with the Mistral model, for example.
 Exact for BPE models that do not normalise. `tokenizers` applies NFKC rules (SentencePiece's default
-in training) to rare sequences of combining characters in another way, and takes text that spells
-<s> for the piece in unigram models.
+in training) to rare sequences of combining characters in another way, and chooses otherwise between
+equally likely segmentations of unigram models.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from ffn_alloc.errors import BadInput
 
 _SPACE = "\u2581"  # how pieces write a space
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.model_type
+_NEVER = -1e6  # a score that no segmentation takes while there is another
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # SentencePiece.type
 
 
@@ -73,8 +74,9 @@ def _bpe(model: Any) -> models.BPE:
 
 
 def _unigram(model: Any) -> models.Unigram:
+    """Text that spells a control piece or a byte's is no such piece to SentencePiece."""
     return models.Unigram(
-        [(piece.piece, piece.score) for piece in model.pieces],
+        [(p.piece, p.score if p.type == _NORMAL else _NEVER) for p in model.pieces],
         model.trainer_spec.unk_id,
         model.trainer_spec.byte_fallback,
     )

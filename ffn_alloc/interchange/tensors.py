@@ -8,6 +8,7 @@ Shapes: V vocabulary, D d_model, E heads * head_dim, F FFN width in the file.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,16 @@ def from_tensors(
         if name in ours:
             _set(unstacked, slot.path, np.ascontiguousarray(part.T if slot.transposed else part))
     return restack_layers(unstacked, model)
+
+
+def digest(params: Params) -> str:
+    """The same for the same values, in whatever format they were exported and imported."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        found.update(array.data)
+    return found.hexdigest()
 
 
 def _layer_slots(model: ModelConfig, layer: int, ffn_dim: int) -> dict[str, Slot]:

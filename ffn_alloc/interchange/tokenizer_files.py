@@ -2,7 +2,8 @@
 
 Training never adds a token in front of a document, and ends each with EOS: that is what comes
 before a text, and so EOS is also named as BOS. Nothing is added when text is encoded, and text that
-spells a special token is ordinary text, as in training.
+spells a special token is ordinary text, as in training. A model that was imported was trained
+elsewhere, in ways that its own files say.
 """
 
 import json
@@ -24,24 +25,31 @@ _BESIDE = (_CONFIG, "special_tokens_map.json")
 _BYTE_EOS = "<|end_of_document|>"
 
 
-def write(folder: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, int]:
-    """Writes the files; returns bos_token_id and eos_token_id for config.json."""
-    ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
+def write(folder: Path, tokenizer: Tokenizer, max_length: int, imported: bool) -> dict[str, int]:
+    """Writes the files; returns bos_token_id and eos_token_id for config.json.
+
+    The files of an imported run's tokenizer go out as they came in.
+    """
     kind, _, path = tokenizer.spec.partition(":")
+    source = Path(path).expanduser()
     if kind == "bytes":
         byte_tokenizer().save(str(folder / _HUGGINGFACE))
-        _write_config(folder, max_length, _BYTE_EOS)
     elif kind == "huggingface":
-        ids["bos_token_id"] = _copy_definition(
-            Path(path).expanduser(), folder, max_length, tokenizer
-        )
+        shutil.copyfile(source, folder / _HUGGINGFACE)
+        if not imported:
+            _encode_as_in_training(folder / _HUGGINGFACE)
     else:
-        source = Path(path).expanduser() if path else tokenizer_kinds.mistral_path()
+        source = source if path else tokenizer_kinds.mistral_path()
         shutil.copyfile(source, folder / _SENTENCEPIECE)  # for engines that read it themselves
-        converted = sentencepiece_json.convert(source)
-        converted.save(str(folder / _HUGGINGFACE))
-        _write_config(folder, max_length, converted.id_to_token(tokenizer.eos_id))
-    return ids
+        sentencepiece_json.convert(source).save(str(folder / _HUGGINGFACE))
+    pieces = tokenizers.Tokenizer.from_file(str(folder / _HUGGINGFACE))
+    bos_id = None
+    if imported and path and source.with_name(_CONFIG).is_file():
+        bos_id = _copy_config(source, folder, pieces)
+    else:
+        _write_config(folder, max_length, pieces.id_to_token(tokenizer.eos_id))
+    eos_id = tokenizer.eos_id
+    return {"bos_token_id": eos_id if bos_id is None else bos_id, "eos_token_id": eos_id}
 
 
 def find(folder: Path) -> str:
@@ -111,25 +119,36 @@ def _write_config(folder: Path, max_length: int, eos_token: str) -> None:
     (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
 
+def _encode_as_in_training(definition: Path) -> None:
+    """Takes out of a tokenizer.json what training did not use: tokens that are put around a text,
+    a longest and a shortest length."""
+    values = json.loads(definition.read_text())
+    tokenizer = tokenizers.Tokenizer.from_file(str(definition))
+    unused = ["truncation", "padding"]
+    if any(tokenizer.num_special_tokens_to_add(is_pair) for is_pair in (False, True)):
+        unused.append("post_processor")
+    if any(values.get(name) for name in unused):
+        values |= dict.fromkeys(unused)
+        definition.write_text(json.dumps(values, indent=2, ensure_ascii=False))
+
+
 def _copy(path: Path, folder: Path) -> None:
-    for source in (path, *(path.with_name(name) for name in _BESIDE)):
-        if source.is_file():
-            shutil.copyfile(source, folder / source.name)
+    for source in (path, *_beside(path)):
+        shutil.copyfile(source, folder / source.name)
 
 
-def _copy_definition(path: Path, folder: Path, max_length: int, tokenizer: Tokenizer) -> int:
-    """A tokenizer.json and what lies beside it; the id of its BOS, or else EOS."""
-    _copy(path, folder)
-    (folder / path.name).rename(folder / _HUGGINGFACE)  # it may have another name
-    pieces = tokenizers.Tokenizer.from_file(str(folder / _HUGGINGFACE))
-    config = folder / _CONFIG
-    if not config.is_file():
-        _write_config(folder, max_length, pieces.id_to_token(tokenizer.eos_id))
-    values = json.loads(config.read_text())
+def _beside(path: Path) -> list[Path]:
+    return [found for name in _BESIDE if (found := path.with_name(name)).is_file()]
+
+
+def _copy_config(path: Path, folder: Path, pieces: tokenizers.Tokenizer) -> int | None:
+    """Copies what lies beside a tokenizer's file; the id of the BOS that it names."""
+    for source in _beside(path):
+        shutil.copyfile(source, folder / source.name)
+    values = json.loads((folder / _CONFIG).read_text())
     # Other classes take the vocabulary out of the file and make up the rest.
     values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config.write_text(json.dumps(values, indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     token = values.get("bos_token")
     name = token.get("content") if isinstance(token, dict) else token
-    found = pieces.token_to_id(name or "")
-    return tokenizer.eos_id if found is None else found
+    return pieces.token_to_id(name or "")

@@ -39,8 +39,8 @@ class Difference:
 
 def check_fields(allowed: Iterable[str], runs: Sequence[Run]) -> None:
     """BadInput if --allow-different names a field that is never compared."""
-    known = [key for key in runs[0].identity if key not in _NOT_COMPARED]
-    known += [*_OF_RUNS, *_OF_RESULTS]
+    known = [key for run in runs for key in run.identity if key not in _NOT_COMPARED]
+    known = [*dict.fromkeys(known), *_OF_RUNS, *_OF_RESULTS]
     for field in allowed:
         if field not in known:
             remedy = f"Known: {', '.join(known)}"
@@ -139,4 +139,6 @@ def _shown(field: str, value: Any) -> str:
         return f"{str(value[0])[:12]} ({value[1]})"
     if field == "data.sha256":
         return str(value)[:12]
+    if value is None:  # of an imported model
+        return "not known"
     return f"{value:,}" if type(value) is int else str(value)

@@ -22,7 +22,7 @@ class Run:
 
     workdir: AnyPath
     config: Config
-    identity: dict[str, Any]  # see config.identity; with data.fingerprint
+    identity: dict[str, Any]  # see config.identity; with data.fingerprint. Imports: what is known
     train_steps: int
 
     @property
@@ -98,9 +98,14 @@ def read_run(workdir: AnyPath) -> Run:
     content = read_config(workdir)
     if content is None:
         raise _bad(workdir, "has no config.json", "Give the directory of a run")
+    if "imported_from" in content and "trained" not in content:
+        problem = "was imported by a version that did not record how a model was trained"
+        remedy = "Import it again (python -m ffn_alloc.export --from-hf), and move results/ there"
+        raise _bad(workdir, problem, remedy)
     try:
         config = from_dict(content["config"])
-        run = Run(workdir, config, content["identity"], content["train_steps"])
+        trained = content["trained"] if "imported_from" in content else content
+        run = Run(workdir, config, trained["identity"], trained["train_steps"])
         recorded = tuple(content["ffn_dims"])
     except (KeyError, TypeError, BadInput) as error:
         remedy = "Use the version of ffn_alloc that wrote it"

@@ -84,7 +84,7 @@ def read_study(
     _check_given_once(baseline, runs)
     baselines = [read_run(path) for path in baseline]
     others = [read_run(path) for path in runs]
-    comparability.check_fields(allowed, baselines)
+    comparability.check_fields(allowed, [*baselines, *others])
     differences = [found for run in baselines for found in comparability.not_uniform(run)]
     comparability.refuse(differences, allowed)
     matched = _match(into_cells(baselines), into_cells(others))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from ffn_alloc.evaluation.runs import load_run  # noqa: E402
 from ffn_alloc.interchange import exported_config, exporting, logits, tokenizer_files  # noqa: E402
 from ffn_alloc.interchange.importing import import_run  # noqa: E402
 from ffn_alloc.interchange.logits import Mismatch  # noqa: E402
-from tests.interchange.made import export, make_run  # noqa: E402
+from tests.interchange.made import change_config, export, make_run  # noqa: E402
+from tests.interchange.tokenizer_files_test import template_tokenizer  # noqa: E402
 from tests.model import numpy_llama  # noqa: E402
 
 _CASES = [
@@ -154,6 +156,53 @@ def _change_content(monkeypatch, change):
         return values
 
     monkeypatch.setattr(exported_config, "content", changed)
+
+
+def _keep_the_template(monkeypatch):
+    monkeypatch.setattr(tokenizer_files, "_encode_as_in_training", lambda definition: None)
+
+
+def _merge_special_tokens(monkeypatch):
+    write = tokenizer_files._write_config
+
+    def changed(folder, *args):
+        write(folder, *args)
+        path = folder / "tokenizer_config.json"
+        path.write_text(path.read_text().replace('"split_special_tokens": true', '"mine": 1'))
+
+    monkeypatch.setattr(tokenizer_files, "_write_config", changed)
+
+
+@pytest.mark.parametrize("damage", [_keep_the_template, _merge_special_tokens, None])
+def test_a_text_is_encoded_as_in_training(damage, tmp_path, monkeypatch):
+    """By transformers' defaults, whatever the tokenizer's own files put around a text."""
+    spec = template_tokenizer(tmp_path / "tokenizer")
+    run = make_run(tmp_path, "uniform", **{"data.tokenizer": spec})
+    if damage is None:
+        card = (export(run, "llama", tmp_path / "out") / "README.md").read_text()
+        assert "nothing is put in front of them" in card
+        return
+    damage(monkeypatch)
+    with pytest.raises(Mismatch, match="transformers' tokenizer gives"):
+        export(run, "llama", tmp_path / "out")
+
+
+def test_an_import_goes_out_with_its_own_tokenizer(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "uniform", **{"data.tokenizer": template_tokenizer(tmp_path / "t")})
+    with monkeypatch.context() as patch:
+        patch.setattr(logits, "is_available", lambda: False)
+        source = export(run, "llama", tmp_path / "source")
+    change_config(source, ffn_alloc="REMOVE")
+    for path in (tmp_path / "t").iterdir():
+        shutil.copyfile(path, source / path.name)
+    import_run(source, tmp_path / "run")
+    out = export(load_run(tmp_path / "run"), "llama", tmp_path / "out")
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs("a</s>")["input_ids"][0] == theirs.bos_token_id == 0
+    card = (out / "README.md").read_text()
+    assert "files are those that it came with" in card and "nothing is put" not in card
+    assert "| optimizer | that of the imported model |" in card
 
 
 @pytest.mark.parametrize(

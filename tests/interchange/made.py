@@ -14,9 +14,11 @@ from ffn_alloc.data import tokenizer as tokenizers
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.interchange import exporting
 from ffn_alloc.model.decoder import restack_layers
+from ffn_alloc.training.resume import run_record
 from tests.helpers import tiny_config
 from tests.model.numpy_llama import random_params
 
+FINGERPRINT = "f" * 64  # of the data
 _SHAPE = {
     "model.d_model": 16,
     "model.d_ff": 32,
@@ -47,13 +49,15 @@ class MadeRun:
     config: Config
     params: Any
     tokenizer: Tokenizer
+    meta: dict[str, Any]
 
 
 def make_run(workdir: Path, stack: str = "middle", **overrides: Any) -> MadeRun:
     """A run of 6 layers with random parameters, every norm gain its own."""
     config = tiny_config(**{**_SHAPE, **STACKS[stack], **overrides})
     params = restack_layers(random_params(config.model, seed=3), config.model)
-    return MadeRun(workdir, 7, config, params, tokenizers.load(config.data.tokenizer))
+    meta = run_record(config, FINGERPRINT)
+    return MadeRun(workdir, 7, config, params, tokenizers.load(config.data.tokenizer), meta)
 
 
 def export(run: MadeRun, model_format: str, out: Path) -> Path:

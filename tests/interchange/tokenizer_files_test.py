@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ffn_alloc.data import tokenizer as kinds
 from ffn_alloc.errors import BadInput
@@ -36,6 +36,7 @@ def specs(tmp_path_factory):
         "bytes": "bytes",
         "sentencepiece": _train_sentencepiece(folder / "spm.model"),
         "huggingface": _train_byte_level(folder / "tokenizer.json"),
+        "template": template_tokenizer(folder / "template"),
     }
 
 
@@ -73,38 +74,58 @@ def _train_byte_level(path: Path) -> str:
     return f"huggingface:{path}"
 
 
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
+def template_tokenizer(folder: Path) -> str:
+    """As those of Llamas: <s> is put in front of a text, and texts are cut to a length."""
+    folder.mkdir()
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    made.train_from_iterator([_SOURCE], trainer)
+    special = [("<s>", made.token_to_id("<s>"))]
+    made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=special)
+    made.enable_truncation(8)
+    made.save(str(folder / "tokenizer.json"))
+    values = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "mine": 1}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>"}))
+    return f"huggingface:{folder / 'tokenizer.json'}"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface", "template"])
 def test_tokenizer_json_gives_our_ids(kind, specs, tmp_path):
     ours = kinds.load(specs[kind])
-    ids = tokenizer_files.write(tmp_path, ours, max_length=99)
+    ids = tokenizer_files.write(tmp_path, ours, max_length=99, imported=False)
     assert ids == {"bos_token_id": ours.eos_id, "eos_token_id": ours.eos_id}
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     theirs.encode_special_tokens = True
     for text in _texts():
-        found = theirs.encode(text, add_special_tokens=False).ids
+        found = theirs.encode(text).ids
         assert found == ours.encode(text).tolist(), text
         assert theirs.decode(found) == ours.decode(found)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface", "template"])
 def test_auto_tokenizer_gives_our_ids(kind, specs, tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = kinds.load(specs[kind])
-    tokenizer_files.write(tmp_path, ours, max_length=99)
+    tokenizer_files.write(tmp_path, ours, max_length=99, imported=False)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.eos_token_id == theirs.bos_token_id == ours.eos_id
-    spelled = [] if kind != "huggingface" else ["<|end"]  # a copied one keeps its own settings
     for text in _texts():
-        if not any(part in text for part in spelled):
-            assert theirs(text)["input_ids"] == ours.encode(text).tolist(), text
+        assert theirs(text)["input_ids"] == ours.encode(text).tolist(), text
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
 def test_import_finds_the_same_tokenizer(kind, specs, tmp_path):
     ours = kinds.load(specs[kind])
     (tmp_path / "out").mkdir()
-    tokenizer_files.write(tmp_path / "out", ours, max_length=99)
+    tokenizer_files.write(tmp_path / "out", ours, max_length=99, imported=False)
     found = tokenizer_files.find(tmp_path / "out")
     copied = tokenizer_files.copy(found, tmp_path / "tokenizer")
     shutil.rmtree(tmp_path / "out")
@@ -117,29 +138,44 @@ def test_any_file_name_of_a_definition(specs, tmp_path):
     path = tmp_path / "mine.json"
     shutil.copyfile(specs["huggingface"].partition(":")[2], path)
     (tmp_path / "out").mkdir()
-    tokenizer_files.write(tmp_path / "out", kinds.load(f"huggingface:{path}"), max_length=99)
+    tokenizer_files.write(tmp_path / "out", kinds.load(f"huggingface:{path}"), 99, imported=False)
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_bos_of_a_tokenizer_that_has_one(specs, tmp_path):
+    """Of an imported model, whose files say how it was trained. Ours begin a text with EOS."""
     definition = tokenizers.Tokenizer.from_file(specs["huggingface"].partition(":")[2])
     definition.add_special_tokens(["<bos>"])
     definition.save(str(tmp_path / "tokenizer.json"))
     values = {"eos_token": "<|endoftext|>", "bos_token": {"content": "<bos>"}, "mine": 1}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
-    (tmp_path / "out").mkdir()
     ours = kinds.load(f"huggingface:{tmp_path / 'tokenizer.json'}")
-    ids = tokenizer_files.write(tmp_path / "out", ours, max_length=99)
-    assert ids == {"bos_token_id": 400, "eos_token_id": 0}
-    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["mine"] == 1
+    for imported, bos_id in ((True, 400), (False, 0)):
+        out = tmp_path / str(imported)
+        out.mkdir()
+        ids = tokenizer_files.write(out, ours, max_length=99, imported=imported)
+        assert ids == {"bos_token_id": bos_id, "eos_token_id": 0}
+        assert ("mine" in json.loads((out / "tokenizer_config.json").read_text())) == imported
+
+
+def test_files_of_an_import_go_out_as_they_came_in(specs, tmp_path):
+    source = Path(specs["template"].partition(":")[2])
+    ids = tokenizer_files.write(tmp_path, kinds.load(specs["template"]), 99, imported=True)
+    assert ids == {"bos_token_id": 0, "eos_token_id": 1}
+    for name in ("tokenizer.json", "special_tokens_map.json"):
+        assert (tmp_path / name).read_bytes() == source.with_name(name).read_bytes()
+    values = json.loads(source.with_name("tokenizer_config.json").read_text())
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"  # others would not read the definition
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == values
 
 
 def test_unigram_models_give_our_ids_too(tmp_path):
     spec = _train_sentencepiece(tmp_path / "u.model", model_type="unigram")
     ours, theirs = kinds.load(spec), sentencepiece_json.convert(tmp_path / "u.model")
-    for i in range(0, 30_000, 100):
-        text = _SOURCE[i : i + 100]
+    theirs.encode_special_tokens = True
+    spelled = ["a</s>b <s>", "<0x0A><unk>"]
+    for text in [*spelled, *(_SOURCE[i : i + 100] for i in range(0, 30_000, 100))]:
         assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
 
 
@@ -152,7 +188,8 @@ def test_unknown_characters_are_one_unknown_piece(tmp_path):
     assert ours.encode(text).tolist().count(0) == 2
 
 
-def test_a_copied_definition_is_used_as_it_is(specs, tmp_path):
+@pytest.mark.parametrize("imported", [True, False])
+def test_the_definition_is_used_and_nothing_made_up(imported, specs, tmp_path):
     """Whatever class its tokenizer_config.json names: LlamaTokenizer would make up the rest."""
     transformers = pytest.importorskip("transformers")
     model = Path(specs["sentencepiece"].partition(":")[2])
@@ -162,7 +199,7 @@ def test_a_copied_definition_is_used_as_it_is(specs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     ours = kinds.load(f"huggingface:{tmp_path / 'tokenizer.json'}")
-    tokenizer_files.write(out, ours, max_length=99)
+    tokenizer_files.write(out, ours, max_length=99, imported=imported)
     (out / "config.json").write_text(json.dumps({"model_type": "llama"}))
     theirs = transformers.AutoTokenizer.from_pretrained(out)
     assert theirs(" def  main():")["input_ids"] == ours.encode(" def  main():").tolist()
@@ -172,4 +209,4 @@ def test_a_copied_definition_is_used_as_it_is(specs, tmp_path):
 def test_pieces_that_cannot_be_exported(options, tmp_path):
     spec = _train_sentencepiece(tmp_path / "x.model", **options)
     with pytest.raises(BadInput, match="cannot be exported exactly"):
-        tokenizer_files.write(tmp_path, kinds.load(spec), max_length=99)
+        tokenizer_files.write(tmp_path, kinds.load(spec), max_length=99, imported=False)
