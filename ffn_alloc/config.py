@@ -14,6 +14,9 @@ from ffn_alloc import allocation
 from ffn_alloc.errors import BadInput
 from ffn_alloc.validation import validate
 
+# data.source, and data fingerprint, of a run that was not trained here (interchange/importing.py).
+IMPORTED = "imported"
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from ffn_alloc.config import Config
+from ffn_alloc.config import IMPORTED, Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.manifest import Manifest
 from ffn_alloc.data.preparation import ensure_prepared
@@ -68,6 +68,9 @@ class Validation:
 
 def run_data(config: Config, fingerprint: str) -> Manifest:
     """The prepared rows of a run; BadInput if they are not there, or are no longer its own."""
+    if config.data.source == IMPORTED:
+        problem = "has no rows of its own: the run was imported"
+        raise BadInput("tasks", NAME, problem, "Name others by --tasks or --suite")
     data = ensure_prepared(config)
     if data.fingerprint != fingerprint:
         raise BadInput(

@@ -16,7 +16,6 @@ from ffn_alloc.config import Config, ModelConfig
 from ffn_alloc.errors import BadInput
 
 FORMATS = ("llama", "llama-padded", "ffn-alloc", "decilm")
-IMPORTED = "imported"  # data.source and data fingerprint of a run that was not trained here
 CODE_FILES = ("configuration_ffn_alloc", "modeling_ffn_alloc")  # of remote_code/
 
 # model_type, architecture, and our configuration class where there is no stock one

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ffn_alloc.config import Config
+from ffn_alloc.config import IMPORTED, Config
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.errors import BadInput
 from ffn_alloc.interchange import exported_config, logits, model_card, tokenizer_files, weight_files
@@ -72,7 +72,7 @@ def export_run(run: Run, model_format: str, out: Path, picture: str) -> str:
 
 
 def _is_imported(run: Run) -> bool:
-    return run.config.data.source == exported_config.IMPORTED
+    return run.config.data.source == IMPORTED
 
 
 def _trained(run: Run) -> dict[str, Any] | None:

@@ -12,11 +12,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ffn_alloc.config import CheckpointConfig, Config, from_dict, identity
+from ffn_alloc.config import IMPORTED, CheckpointConfig, Config, from_dict, identity
 from ffn_alloc.data import tokenizer as tokenizer_kinds
 from ffn_alloc.errors import BadInput
 from ffn_alloc.interchange import foreign_config, tokenizer_files, weight_files
-from ffn_alloc.interchange.exported_config import IMPORTED
 from ffn_alloc.interchange.foreign_config import Foreign, Provenance
 from ffn_alloc.interchange.tensors import digest, from_tensors, slots
 from ffn_alloc.model.decoder import Params

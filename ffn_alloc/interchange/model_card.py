@@ -4,9 +4,8 @@ import json
 from typing import Any
 
 from ffn_alloc import __version__, allocation
-from ffn_alloc.config import Config, OptimizerConfig
+from ffn_alloc.config import IMPORTED, Config, OptimizerConfig
 from ffn_alloc.errors import BadInput
-from ffn_alloc.interchange.exported_config import IMPORTED
 from ffn_alloc.paths import AnyPath
 
 _USE = {

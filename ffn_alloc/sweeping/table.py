@@ -30,6 +30,11 @@ class Cost:
         if not 0 < self.mfu <= 1:
             raise BadInput("--mfu", self.mfu, "is not in (0, 1]", "Give 0.4, say")
 
+    def __str__(self) -> str:
+        """Where chip-hours come from."""
+        predicted = "as predicted from the compiled step"
+        return predicted if self.predict else f"{self.chip} at an MFU of {self.mfu:.0%}"
+
     def chip_hours(self, run: Run) -> float:
         """The prediction, or model FLOPs (causal) over `mfu` times the chip's peak."""
         if self.predict:
@@ -65,7 +70,9 @@ def text(runs: Sequence[Run], cost: Cost) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     lines = [_line(row, widths) for row in rows]
     money = f", {left * cost.price:,.2f} at {cost.price:g} a chip-hour" if cost.price else ""
-    lines.append(f"{len(runs)} runs, {hours:,.1f} chip-hours, {left:,.1f} of them to do{money}")
+    lines.append(
+        f"{len(runs)} runs, {hours:,.1f} chip-hours ({cost}), {left:,.1f} of them to do{money}"
+    )
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ffn_alloc.config import Config, identity
+from ffn_alloc.config import IMPORTED, Config, identity
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
@@ -50,6 +50,9 @@ def restore_or_init(
 
 def _check_same_run(record: dict[str, Any], found: dict[str, Any], where: str) -> None:
     mine, theirs = record["identity"], found["identity"]
+    if theirs.get("data.fingerprint") == IMPORTED:
+        problem = "holds an imported model, which has no optimizer state and no data to go on with"
+        raise BadInput("--workdir", where, problem, "Give another --workdir")
     differing = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]
     if differing:
         changes = "; ".join(f"{key}: {theirs.get(key)} -> {mine.get(key)}" for key in differing)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from ffn_alloc.config import IMPORTED
 from ffn_alloc.data import pipeline
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.perplexity import Perplexity
@@ -90,6 +91,9 @@ def test_other_rows_than_the_run_was_trained_with(made):
     moved = dataclasses.replace(config.data, prepared_dir="/nowhere/rows", source="jsonl:/no/*.x")
     with pytest.raises(BadInput):
         run_data(dataclasses.replace(config, data=moved), data.fingerprint)
+    imported = dataclasses.replace(config.data, source=IMPORTED)
+    with pytest.raises(BadInput, match="the run was imported"):
+        run_data(dataclasses.replace(config, data=imported), IMPORTED)
 
 
 def test_a_likelihood_that_is_not_finite_is_no_score(made, params):

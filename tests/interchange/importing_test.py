@@ -238,14 +238,14 @@ def test_a_failure_leaves_no_half_run(source, tmp_path, monkeypatch):
 
 
 def test_training_does_not_go_on_from_an_import(source, tmp_path):
-    """It has neither optimizer state nor data; `main` names the data."""
+    """It has neither optimizer state nor data."""
     import_run(source(), tmp_path / "run")
     config = load_run(tmp_path / "run").config
     record = resume.run_record(config, "some data")
-    with pytest.raises(BadInput, match="data.fingerprint: imported -> some data"):
+    with pytest.raises(BadInput, match="holds an imported model"):
         resume.check_workdir(tmp_path / "run", record)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint, record)
-    with pytest.raises(BadInput, match="data.fingerprint: imported -> some data"):
+    with pytest.raises(BadInput, match="holds an imported model"):
         from ffn_alloc.training.sharding import make_mesh
 
         resume.restore_or_init(config, make_mesh(config.mesh), checkpoints, record)
