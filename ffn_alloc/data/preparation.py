@@ -36,6 +36,7 @@ from ffn_alloc.paths import is_remote, local_path
 # Makes the files of all tasks, and gives their numbers in any order.
 ShardMaker = Callable[[Sequence[ShardTask]], Iterator[Shard]]
 
+_FIELD = "data.prepared_dir"
 _OTHER_FOLDER = "Name another data.prepared_dir, or remove that folder"
 _TEXT_A_WORKER = 16 << 20  # starting a worker costs as much as that many bytes
 
@@ -71,18 +72,18 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
 
     Another process that prepares the same folder is waited for. A killed call is gone on with by
     the next: finished shards stay. BadInput if the input cannot be used or the folder holds
-    something else, of which nothing is touched then, or if the disk is full.
+    something else, of which nothing is touched then, or cannot be written to.
     """
     if "://" in config.data.prepared_dir:
         remedy = "Prepare into a folder, then copy that to the bucket; or mount the bucket"
-        raise BadInput("data.prepared_dir", config.data.prepared_dir, "is no folder", remedy)
+        raise BadInput(_FIELD, config.data.prepared_dir, "is no folder", remedy)
     directory, plan = prepared_dir(config), _plan(config)
     num_workers = num_workers or workers.available_cores()
     run = run or functools.partial(_in_processes, num_workers=num_workers)
     if not (directory / manifest.NAME).exists():
         units = sources.split(config.data)
         _check_usable(directory, plan)  # before even a lock file appears
-        with full_disk_explained(directory), storage.locked(directory):
+        with full_disk_explained(directory), storage.locked(directory, _FIELD):
             if not (directory / manifest.NAME).exists():
                 _make(config, directory, plan, units, run)
     found = manifest.load(directory)
@@ -100,7 +101,7 @@ def prepared_dir(config: Config) -> Path:
     if is_remote(data.prepared_dir):
         return fetching.fetch(data.prepared_dir)
     if data.prepared_dir:
-        return local_path("data.prepared_dir", data.prepared_dir)
+        return local_path(_FIELD, data.prepared_dir)
     key = [*sources.content_key(data), data.tokenizer, str(data.sequence_length)]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:12]
     kind, _, _ = data.source.partition(":")
@@ -153,7 +154,7 @@ def _missing(config: Config, directory: Path) -> BadInput:
     problem = "holds no prepared rows, and the source is too large to prepare in passing"
     also = "".join(f"Missing too: {text}. " for text in problems)
     run = "Then run" if problems else "Run"
-    return BadInput("data.prepared_dir", str(directory), problem, f"{also}{run}: {_command()}")
+    return BadInput(_FIELD, str(directory), problem, f"{also}{run}: {_command()}")
 
 
 def _command() -> str:
@@ -175,10 +176,15 @@ def _check_usable(directory: Path, plan: dict[str, Any]) -> None:
         _check_same(directory, found, plan)
     elif (directory / manifest.NAME).exists():
         return  # another process has just finished it
-    elif directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+    elif directory.exists() and not (directory.is_dir() and _is_empty(directory)):
         problem = f"has no {manifest.NAME} and is not empty"
         remedy = "Name a folder that does not exist yet"
-        raise BadInput("data.prepared_dir", str(directory), problem, remedy)
+        raise BadInput(_FIELD, str(directory), problem, remedy)
+
+
+def _is_empty(directory: Path) -> bool:
+    """But for what a killed `_open` leaves."""
+    return set(directory.iterdir()) <= {storage.scratch(directory / UNFINISHED)}
 
 
 def _make(
@@ -206,7 +212,7 @@ def _make(
     }
     for split, made in splits.items():
         if not made.rows:
-            shutil.rmtree(directory)
+            _take_away(directory)
             problem = f"the {split} documents have {made.total('tokens')} tokens: not one full row"
             remedy = "Give more documents, or shorter rows by data.sequence_length"
             raise BadInput("data.sequence_length", length, problem, remedy)
@@ -218,12 +224,28 @@ def _make(
 def _open(directory: Path, plan: dict[str, Any]) -> None:
     if (directory / UNFINISHED / PLAN).exists():
         return
-    # The folder appears together with its plan, so that a kill leaves no empty one.
-    temporary = storage.scratch(directory)
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / UNFINISHED).mkdir(parents=True)
-    storage.write_json(temporary / UNFINISHED / PLAN, plan)
-    os.rename(temporary, directory)
+    # A folder appears together with its plan, so that a kill leaves no empty one. One that is
+    # there may be a mount or behind a link, and nothing can be renamed onto these.
+    inside = directory.exists()
+    new = directory / UNFINISHED if inside else directory.resolve()
+    temporary = storage.scratch(new)
+    plan_folder = temporary if inside else temporary / UNFINISHED
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        plan_folder.mkdir(parents=True)
+        storage.write_json(plan_folder / PLAN, plan)
+        os.rename(temporary, new)
+    except OSError as error:
+        raise storage.unwritable(_FIELD, directory, error) from error
+
+
+def _take_away(directory: Path) -> None:
+    """What was made; a mount or a link stays, empty."""
+    for path in directory.glob("*.array_record"):
+        path.unlink()
+    shutil.rmtree(directory / UNFINISHED)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _in_processes(tasks: Sequence[ShardTask], num_workers: int) -> Iterator[Shard]:

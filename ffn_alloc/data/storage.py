@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath, write_atomically
 
 
@@ -18,20 +19,28 @@ def cache_root() -> Path:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, field: str = "directory") -> Iterator[None]:
     """Holds the one lock of `directory`, which need not exist; says so when it has to wait.
 
+    The lock lies beside the directory; BadInput, naming `field` or the cache, where it cannot.
     The kernel frees the lock when its holder ends, however it ends. Child processes do not
     inherit it (Python opens files close-on-exec).
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with open(_hidden(directory, "lock"), "w") as file:
+    with _lock_file(directory, field) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting: another process is preparing {directory}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def unwritable(field: str, directory: Path, error: OSError) -> BadInput:
+    """What to raise where something cannot be made; `field` named it unless it is of the cache."""
+    if directory.is_relative_to(cache_root()):
+        field = "FFN_ALLOC_CACHE"
+    problem = f"cannot be made or written to ({error})"
+    return BadInput(field, str(directory), problem, "Name a place that this user can write to")
 
 
 def scratch(directory: Path) -> Path:
@@ -42,6 +51,14 @@ def scratch(directory: Path) -> Path:
 def write_json(path: AnyPath, value: Any) -> None:
     """Writes `value` so that `path` holds it completely or does not change."""
     write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def _lock_file(directory: Path, field: str) -> IO[str]:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        return open(_hidden(directory, "lock"), "w")
+    except OSError as error:
+        raise unwritable(field, directory, error) from error
 
 
 def _hidden(directory: Path, suffix: str) -> Path:

@@ -251,6 +251,23 @@ def test_folders_of_something_else_stay_as_they_are(jsonl, tmp_path: Path):
     _prepare(_config(source, tmp_path / "empty"))
 
 
+@pytest.mark.parametrize("target", ["nothing", "empty", "unfinished"])
+def test_a_link_stays_a_link(jsonl, tmp_path: Path, target: str):
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    link.symlink_to(disk)
+    if target != "nothing":
+        disk.mkdir()
+    if target == "unfinished":  # a call was killed as it began
+        (disk / ".unfinished.tmp").mkdir()
+    config = _config(jsonl(_TEXTS), link)
+    with pytest.raises(BadInput, match="not one full row"):
+        _prepare(_config(config.data.source, link, **{"data.sequence_length": 10**6}))
+    assert link.is_symlink() and not list(disk.iterdir())
+    assert _prepare(config) == preparation.ensure_prepared(config)
+    assert link.is_symlink() and (disk / manifest.NAME).exists()
+    assert not [*disk.glob(".*"), *disk.glob("unfinished")]
+
+
 def test_too_few_rows(jsonl, tmp_path: Path):
     config = _config(jsonl(_TEXTS), tmp_path / "rows", **{"train.global_batch_size": 100_000})
     with pytest.raises(BadInput, match="more than the .* training rows"):

@@ -18,7 +18,7 @@ def ensure_built(root: Path) -> Path:
     """
     home = root / "python_docs" / corpus.digest()[:16]
     if not home.exists():
-        with storage.locked(home):
+        with storage.locked(home, "data.data_dir"):
             if not home.exists():
                 _build(home)
     return next(home.glob("python_docs/*/dataset_info.json")).parent
