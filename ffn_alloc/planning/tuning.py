@@ -1,6 +1,7 @@
 """Which mesh, microbatch and remat policy would be fastest on a topology."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 from ffn_alloc.config import Config, MeshConfig
@@ -16,11 +17,12 @@ def tune(
     config: Config, topology: Topology, try_one: Callable[[Config], Forecast]
 ) -> Iterator[Forecast]:
     """The forecast of every candidate, as they come: parameters replicated (data) and split
-    (fsdp); of each remat policy the largest microbatch that fits.
+    (fsdp) over as many devices of a slice as divide the model; of each remat policy the largest
+    microbatch that fits.
 
     BadInput if the batch cannot be split over the devices.
     """
-    for mesh in _meshes(topology):
+    for mesh in _meshes(config, topology):
         for remat in _REMATS:
             for microbatch in _microbatches(config, topology.devices):
                 found = try_one(_candidate(config, mesh, remat, microbatch))
@@ -44,10 +46,11 @@ def flags(forecast: Forecast) -> str:
     return f"{microbatch} --config.model.remat={config.model.remat} {mesh}"
 
 
-def _meshes(topology: Topology) -> list[MeshConfig]:
+def _meshes(config: Config, topology: Topology) -> list[MeshConfig]:
     replicated = MeshConfig(data=-1, fsdp=1, tensor=1)
-    split = MeshConfig(data=topology.slices, fsdp=-1, tensor=1)
-    return [split, replicated] if topology.devices > 1 else [replicated]
+    parts = math.gcd(config.model.d_model, topology.devices_per_slice)
+    split = MeshConfig(data=topology.devices // parts, fsdp=-1, tensor=1)
+    return [split, replicated] if parts > 1 else [replicated]
 
 
 def _microbatches(config: Config, devices: int) -> list[int]:

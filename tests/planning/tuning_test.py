@@ -48,6 +48,21 @@ def test_slices_are_data_parallel():
     assert [dataclasses.astuple(t.config.mesh) for t in tried[:1]] == [(2, -1, 1)]
 
 
+@pytest.mark.parametrize(
+    "d_model, topology, slices, meshes",
+    [
+        (36, "h100:8", 1, [(2, -1, 1), (-1, 1, 1)]),  # 8 does not divide it, 4 does
+        (36, "v5e:2x4", 2, [(4, -1, 1), (-1, 1, 1)]),
+        (33, "h100:8", 1, [(-1, 1, 1)]),
+    ],
+)
+def test_parameters_are_split_over_what_divides_them(d_model, topology, slices, meshes):
+    config = tiny_config(**{"train.global_batch_size": 64, "model.d_model": d_model})
+    tried = list(tuning.tune(config, parse(topology, slices), fake(lambda _: True)))
+    found = [dataclasses.astuple(t.config.mesh) for t in tried]
+    assert list(dict.fromkeys(found)) == meshes
+
+
 def test_a_batch_that_does_not_divide():
     with pytest.raises(BadInput, match="train.global_batch_size"):
         list(tuning.tune(CONFIG, parse("v5e:16x16"), fake(lambda _: True)))
