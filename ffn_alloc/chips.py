@@ -1,6 +1,6 @@
 """The accelerators that we know, and what they can do at most: one table, with its sources.
 
-Sources. GPUs: NVIDIA's data sheets of the A100 80GB, H100 and H200 (SXM; dense bf16 without
+Sources. GPUs: NVIDIA's data sheets of the A100, H100 and H200 (SXM; dense bf16 without
 sparsity; NVLink is half of the figure that counts both directions). TPUs: Google Cloud's
 documentation of each version, and for the link bandwidth of one axis in one direction and for
 the data centre network "How to Scale Your Model", chapter 2 (jax-ml.github.io/scaling-book).
@@ -18,7 +18,7 @@ class Chip:
 
     name: str  # as in a topology: v5e:4x4, h100:8
     platform: str  # tpu or gpu
-    device_kinds: tuple[str, ...]  # of jax: the whole name (TPU), or a word of it (GPU)
+    device_kinds: tuple[str, ...]  # of jax: whole names (TPU), or words that are all in it (GPU)
     peak_flops: float
     memory_bytes: int
     memory_bandwidth: float
@@ -34,13 +34,14 @@ CHIPS = (
     Chip("v5p", "tpu", ("TPU v5", "TPU v5p"), 459e12, 95 * _GIB, 2.765e12, 9e10, 3, 6.25e9),
     Chip("v6e", "tpu", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * _GIB, 1.638e12, 9e10, 2, 1.25e10),
     Chip("tpu7x", "tpu", ("TPU7x",), 1153.5e12, 96 * _GIB, 3.69e12, 4.5e10, 3, 6.25e9, 2),
-    Chip("a100", "gpu", ("A100",), 312e12, 80 * _GIB, 2.039e12, 3e11, 0, 2.5e10),
-    Chip("h100", "gpu", ("H100",), 989.4e12, 80 * _GIB, 3.352e12, 4.5e11, 0, 5e10),
+    Chip("a100_40gb", "gpu", ("A100", "40GB"), 312e12, 40 * _GIB, 1.555e12, 3e11, 0, 2.5e10),
+    Chip("a100", "gpu", ("A100", "80GB"), 312e12, 80 * _GIB, 2.039e12, 3e11, 0, 2.5e10),
+    Chip("h100", "gpu", ("H100", "80GB"), 989.4e12, 80 * _GIB, 3.352e12, 4.5e11, 0, 5e10),
     Chip("h200", "gpu", ("H200",), 989.4e12, 141 * _GIB, 4.8e12, 4.5e11, 0, 5e10),
 )
 BY_NAME = {chip.name: chip for chip in CHIPS}
 
-_OTHER_VARIANTS = {"PCIe", "NVL", "MIG"}  # slower cards of the same name, and parts of a card
+_OTHER_VARIANTS = {"PCIE", "NVL", "MIG"}  # slower cards of the same name, and parts of a card
 
 
 def chip_of(device_kind: str) -> Chip | None:
@@ -48,8 +49,8 @@ def chip_of(device_kind: str) -> Chip | None:
     card of another make, a part of one)."""
     if device_kind.startswith("TPU"):
         return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
-    words = device_kind.replace("-", " ").split()
-    if _OTHER_VARIANTS & set(words):
+    words = set(device_kind.upper().replace("-", " ").split())
+    if _OTHER_VARIANTS & words:
         return None
     gpus = (chip for chip in CHIPS if chip.platform == "gpu")
-    return next((chip for chip in gpus if chip.device_kinds[0] in words), None)
+    return next((chip for chip in gpus if words.issuperset(chip.device_kinds)), None)

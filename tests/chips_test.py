@@ -24,6 +24,10 @@ from ffn_alloc.chips import chip_of
         ("cpu", None),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-PCIE-40GB", None),
+        ("NVIDIA A100 80GB PCIe", None),
+        ("NVIDIA A100-SXM-64GB", None),
+        ("GRID A100-10C", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA GeForce RTX 4090", None),
         ("TPU v4 lite", None),
@@ -32,3 +36,9 @@ from ffn_alloc.chips import chip_of
 )
 def test_peaks(kind, peak):
     assert (chip.peak_flops if (chip := chip_of(kind)) else None) == peak
+
+
+@pytest.mark.parametrize("size, bandwidth", [(40, 1.555e12), (80, 2.039e12)])
+def test_memories_of_one_gpu(size, bandwidth):
+    chip = chip_of(f"NVIDIA A100-SXM4-{size}GB")
+    assert (chip.memory_bytes, chip.memory_bandwidth) == (size << 30, bandwidth)

@@ -25,6 +25,7 @@ from ffn_alloc.planning.topology import Topology, parse
 # shared memory of a multiprocessor and the most a block may ask for, compute capability.
 # From NVIDIA's white papers of the Ampere and Hopper architectures.
 _GPU_TARGETS = {
+    "a100_40gb": (108, 64, 1.41, 41_943_040, 167_936, 166_912, (8, 0), "NVIDIA A100-SXM4-40GB"),
     "a100": (108, 64, 1.41, 41_943_040, 167_936, 166_912, (8, 0), "NVIDIA A100-SXM4-80GB"),
     "h100": (132, 128, 1.98, 52_428_800, 233_472, 232_448, (9, 0), "NVIDIA H100 80GB HBM3"),
     "h200": (132, 128, 1.98, 52_428_800, 233_472, 232_448, (9, 0), "NVIDIA H200"),
