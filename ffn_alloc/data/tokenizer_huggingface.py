@@ -22,8 +22,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """The end-of-document token is tokenizer_config.json's eos_token, else one of a usual name."""
 
     def __init__(self, spec: str, path: Path):
-        definition = path.read_text()
         try:
+            definition = path.read_text(encoding="utf-8")
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the package raises nothing more special
             problem = f"{path} is no tokenizer.json ({error})"
@@ -50,8 +50,7 @@ class HuggingFaceTokenizer(Tokenizer):
 def _eos_id(tokenizer: tokenizers.Tokenizer, spec: str, config_path: Path) -> int:
     names: Sequence[str] = _EOS_NAMES
     if config_path.is_file():
-        token = json.loads(config_path.read_text()).get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = _eos_token(spec, config_path)
         names = [token] if token else names
     found = [name for name in names if tokenizer.token_to_id(name) is not None]
     if len(found) != 1:
@@ -62,6 +61,18 @@ def _eos_id(tokenizer: tokenizers.Tokenizer, spec: str, config_path: Path) -> in
             f'Name it in {config_path} as {{"eos_token": "..."}}',
         )
     return tokenizer.token_to_id(found[0])
+
+
+def _eos_token(spec: str, config_path: Path) -> str | None:
+    try:
+        token = json.loads(config_path.read_text(encoding="utf-8")).get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(token, str | None):
+            raise TypeError(f"eos_token is {token!r}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        problem, remedy = f"{config_path} cannot be used ({error})", "Correct or remove that file"
+        raise BadInput("data.tokenizer", spec, problem, remedy) from error
+    return token
 
 
 def _token_bytes(

@@ -133,8 +133,18 @@ def test_the_config_beside_a_tokenizer_names_the_end_token(specs: dict[str, str]
     with pytest.raises(BadInput, match="not clear"):
         tokenizer.load(spec)
     config = tmp_path / "tokenizer_config.json"
+    for broken in (b'{"eos_token": ', b"[]", b'{"eos_token": 5}', b"\xff"):
+        config.write_bytes(broken)
+        with pytest.raises(BadInput, match="tokenizer_config.json cannot be used"):
+            tokenizer.load(spec)
     config.write_text(json.dumps({"eos_token": {"content": "<stop>"}}))
     assert tokenizer.load(spec).eos_id == made.token_to_id("<stop>")
+
+
+def test_a_file_of_another_kind_is_no_tokenizer_json(specs: dict[str, str]):
+    model = specs["sentencepiece"].partition(":")[2]
+    with pytest.raises(BadInput, match="is no tokenizer.json"):
+        tokenizer.load(f"huggingface:{model}")
 
 
 def test_mistral_is_found_without_importing_its_package(specs, tmp_path, monkeypatch):
