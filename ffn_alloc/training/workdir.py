@@ -71,13 +71,14 @@ def read_config(workdir: AnyPath) -> dict[str, Any] | None:
 
 def _git_revision() -> str | None:
     """The commit of the code, with '+' where files were changed since; None outside of git."""
-    root = Path(__file__).resolve().parents[2]
+    here = Path(__file__).resolve()
 
     def git(*args: str) -> str:
-        command = ["git", "-C", str(root), *args]
+        command = ["git", "-C", str(here.parents[2]), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", str(here))  # it may lie in a repository of others
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

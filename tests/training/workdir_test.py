@@ -107,6 +107,31 @@ def test_config_json_holds_what_is_needed_to_read_or_repeat_the_run(tmp_path):
     assert "git_revision" in content and text.endswith("}\n")
 
 
+def test_the_revision_is_of_a_repository_that_has_the_code(tmp_path, monkeypatch):
+    code = tmp_path / "site-packages" / "ffn_alloc" / "training" / "workdir.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("")
+    (tmp_path / "thesis.txt").write_text("mine")
+    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        monkeypatch.setenv(f"{name}_NAME", "somebody")
+        monkeypatch.setenv(f"{name}_EMAIL", "somebody@example.org")
+
+    def commit(*paths: Path) -> str:
+        for command in (["add", *map(str, paths)], ["commit", "-qm", "x"]):
+            subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+        head = ["git", "-C", str(tmp_path), "rev-parse", "HEAD"]
+        return subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.setattr(workdir, "__file__", str(code))
+    assert workdir._git_revision() is None
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    commit(tmp_path / "thesis.txt")
+    assert workdir._git_revision() is None
+    assert commit(code) == workdir._git_revision()
+    code.write_text("changed")
+    assert workdir._git_revision().endswith("+")
+
+
 def test_a_file_has_the_old_content_or_the_new(tmp_path, monkeypatch):
     path = tmp_path / "file"
     workdir.write_atomically(path, "old")
