@@ -56,7 +56,7 @@ def bench(config: Config) -> None:
         timings = calibration.calibrate(config, mesh)
         if processes.is_first():
             print(*timings, sep="\n", file=sys.stderr)
-            calibration.write(timings, rates)
+            calibration.write(timings, speed.chip_of(device_kind), rates)
         processes.wait_for_all("calibrated")
     found = measure(config, mesh, batches, _STEPS.value, trace)
     if not processes.is_first():

@@ -10,6 +10,8 @@ longest row is the step: what overlap fails to hide is not in it, nor is waiting
 
 import dataclasses
 import json
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.planning.collectives import Collective
 from ffn_alloc.planning.counting import Kernel
 from ffn_alloc.planning.topology import Topology
+
+_MAY_BE_ZERO = ("matmul_half_length", "kernel_seconds")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def rates(chip: Chip, calibration: Path | None = None) -> Rates:
     28 %, half of the products counted; streams 91 % of the bandwidth. By these the steps that
     were measured on that card took 0.97 to 1.03 times what is predicted; other GPUs are taken to
     be like it. TPU: 90 %; splash attention 45 and 40 %, assumed. BadInput for a file that names
-    anything else.
+    anything else, or rates that the chip cannot have.
     """
     gpu = chip.platform == "gpu"
     usual = Rates(
@@ -71,7 +75,7 @@ def rates(chip: Chip, calibration: Path | None = None) -> Rates:
         link_bandwidth_fraction=0.8,
         kernel_seconds=2e-6 if gpu else 1e-6,
     )
-    return dataclasses.replace(usual, **_measured(calibration)) if calibration else usual
+    return dataclasses.replace(usual, **_measured(calibration, chip)) if calibration else usual
 
 
 def predict(
@@ -108,24 +112,37 @@ def _kernel_seconds(kernel: Kernel, rates: Rates) -> float:
         "matmul": rates.matmul_flops * length / (length + rates.matmul_half_length),
         "attention_forward": rates.attention_forward_flops,
         "attention_backward": rates.attention_backward_flops,
-    }.get(kernel.kind)
-    return max(kernel.flops / rate if rate else 0.0, moving, rates.kernel_seconds)
+    }.get(kernel.kind, math.inf)
+    return max(kernel.flops / rate, moving, rates.kernel_seconds)
 
 
-def _measured(path: Path) -> dict[str, float]:
-    known = [field.name for field in dataclasses.fields(Rates)]
-    remedy = f"Give a JSON object with some of {', '.join(known)}"
+def _measured(path: Path, chip: Chip) -> dict[str, float]:
+    most = _most(chip)
+    remedy = f"Give a JSON object with some of {', '.join(most)}"
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInput("--calibrate", str(path), f"cannot be read ({error})", remedy) from error
     if not isinstance(values, dict):
         raise BadInput("--calibrate", str(path), "is no JSON object", remedy)
-    wrong = [k for k, v in values.items() if k not in known or not _positive(v)]
-    if wrong:
-        raise BadInput(f"--calibrate {wrong[0]}", values[wrong[0]], "unknown or bad", remedy)
+    for name, value in values.items():
+        if name not in most:
+            raise BadInput(f"--calibrate {name}", value, "is no rate", remedy)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 <= value <= most[name] and (value or name in _MAY_BE_ZERO)):
+            problem = f"is not above 0 and at most the {most[name]:.4g} of {chip.name}"
+            if name in _MAY_BE_ZERO:
+                problem = "is not 0 or a finite number above"
+            raise BadInput(f"--calibrate {name}", value, problem, "Measure it on such a chip")
     return values
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+def _most(chip: Chip) -> dict[str, float]:
+    """Of each rate, what the chip's figures allow."""
+    limits = {
+        "memory_bandwidth": chip.memory_bandwidth,
+        "link_bandwidth_fraction": 1.0,
+        "matmul_half_length": sys.float_info.max,
+        "kernel_seconds": sys.float_info.max,
+    }
+    return {f.name: limits.get(f.name, chip.peak_flops) for f in dataclasses.fields(Rates)}

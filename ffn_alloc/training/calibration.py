@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy.optimize import nnls
 
+from ffn_alloc.chips import Chip
 from ffn_alloc.config import Config
 from ffn_alloc.model.attention import attend, choose_kernel
 from ffn_alloc.model.wide_ffn import gated
@@ -58,19 +60,22 @@ def calibrate(config: Config, mesh: Mesh) -> list[Timing]:
         ]
 
 
-def rates(timings: list[Timing]) -> dict[str, float]:
+def rates(timings: list[Timing], chip: Chip) -> dict[str, float]:
     """The fields of `roofline.Rates` that the timings determine.
 
-    Matrix products: seconds = FLOPs / rate * (1 + half / K), by least squares of relative errors.
+    Matrix products: seconds = FLOPs / rate * (1 + half / K), by least squares of relative errors
+    among the rates that the chip can have: some timings alone fit any rate with a large `half`.
     """
     products = [timing for timing in timings if timing.contraction]
     per_second = np.array([[p.flops / p.seconds] * 2 for p in products])
     per_second[:, 1] /= [p.contraction for p in products]
-    (inverse, slope), _ = nnls(per_second, np.ones(len(products)))
+    least = 1 / chip.peak_flops
+    (more, slope), _ = nnls(per_second, 1 - least * per_second[:, 0])
+    inverse = least + more
     others = {timing.name.split()[0]: timing for timing in timings if not timing.contraction}
     forward, backward, stream = (others[name] for name in ("attention", "attention'", "stream"))
     return {
-        "matmul_flops": float(1 / inverse),
+        "matmul_flops": min(float(1 / inverse), chip.peak_flops),
         "matmul_half_length": float(slope / inverse),
         "attention_forward_flops": forward.flops / forward.seconds,
         "attention_backward_flops": backward.flops / backward.seconds,
@@ -78,9 +83,19 @@ def rates(timings: list[Timing]) -> dict[str, float]:
     }
 
 
-def write(timings: list[Timing], path: Path) -> None:
-    """The rates as `plan --calibrate` reads them."""
-    path.write_text(json.dumps(rates(timings), indent=1) + "\n")
+def write(timings: list[Timing], chip: Chip, path: Path) -> None:
+    """The rates as `plan --calibrate` reads them: at most the chip's figures, and says which."""
+    found = rates(timings, chip)
+    for name, most in (
+        ("attention_forward_flops", chip.peak_flops),
+        ("attention_backward_flops", chip.peak_flops),
+        ("memory_bandwidth", chip.memory_bandwidth),
+    ):
+        if found[name] > most:
+            seen = f"{name} seemed to be {found[name]:.3g}, more than the chip {chip.name} has"
+            print(f"{seen}: {most:.4g} is written; larger shapes say more", file=sys.stderr)
+            found[name] = most
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _products(config: Config, M: int) -> Iterator[Timing]:

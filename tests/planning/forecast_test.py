@@ -109,6 +109,26 @@ def test_calibration_replaces_rates_and_refuses_others(tmp_path):
         path.write_text(wrong)
         with pytest.raises(BadInput):
             roofline.rates(chip, path)
+    path.write_text('{"matmul_half_length": 0, "kernel_seconds": 0}')
+    assert roofline.rates(chip, path).kernel_seconds == 0
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(roofline.Rates)])
+@pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity", "1e400", "1" + 400 * "0", "true"])
+def test_rates_that_no_chip_has_are_refused(tmp_path, name, value):
+    if value == "0" and name in ("matmul_half_length", "kernel_seconds"):
+        return
+    path = tmp_path / "rates.json"
+    path.write_text(f'{{"{name}": {value}}}')
+    with pytest.raises(BadInput, match=f"--calibrate {name}"):
+        roofline.rates(topology.parse("h100:1").chip, path)
+
+
+def test_rates_of_a_faster_chip_are_refused(tmp_path):
+    path = tmp_path / "rates.json"
+    path.write_text('{"matmul_flops": 7e14}')
+    with pytest.raises(BadInput, match="at most the 3.12e.14 of a100"):
+        roofline.rates(topology.parse("a100:1").chip, path)
 
 
 def test_ledger_by_hand():

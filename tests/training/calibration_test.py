@@ -24,13 +24,32 @@ def test_rates_by_hand():
         Timing("attention' cudnn", 2.0, 200),
         Timing("stream", 0.1, bytes=300),
     ]
-    assert calibration.rates(timings) == {
+    assert calibration.rates(timings, BY_NAME["h100"]) == {
         "matmul_flops": pytest.approx(7e14),
         "matmul_half_length": pytest.approx(100),
         "attention_forward_flops": 200,
         "attention_backward_flops": 100,
         "memory_bandwidth": 3000,
     }
+
+
+def test_no_rate_is_above_the_chips(tmp_path, capsys):
+    """Products whose time is the same per FLOP and K, and kernels too short to time."""
+    chip, path = BY_NAME["h100"], tmp_path / "rates.json"
+    timings = [
+        *(Timing(f"product {K}", 2 / K, int(2e12), contraction=K) for K in (64, 500)),
+        Timing("attention cudnn", 1e-9, 10**9),
+        Timing("attention' cudnn", 1e-9, 10**12),
+        Timing("stream", 1e-9, bytes=10**9),
+    ]
+    calibration.write(timings, chip, path)
+    found = roofline.rates(chip, path)
+    assert found.matmul_flops == pytest.approx(chip.peak_flops)
+    assert found.matmul_half_length == pytest.approx(989.4 - (64 + 500) / 2)
+    assert found.attention_forward_flops == found.attention_backward_flops == chip.peak_flops
+    assert found.memory_bandwidth == chip.memory_bandwidth
+    said = capsys.readouterr().err
+    assert "attention_backward_flops seemed" in said and "memory_bandwidth seemed" in said
 
 
 def test_the_kernels_of_a_config(monkeypatch, tmp_path):
@@ -47,7 +66,7 @@ def test_the_kernels_of_a_config(monkeypatch, tmp_path):
     assert timings[11].bytes == 3 * 32 * 64 * 2  # bfloat16, of the uniform width
     assert all(t.seconds > 0 for t in timings)
     path = tmp_path / "rates.json"
-    calibration.write(timings, path)
+    calibration.write(timings, BY_NAME["h100"], path)
     read = roofline.rates(BY_NAME["h100"], path)
     assert read.memory_bandwidth == json.loads(path.read_text())["memory_bandwidth"]
     assert "TFLOP/s" in str(timings[0]) and "TB/s" in str(timings[-1])
