@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -56,10 +57,12 @@ def in_queue(launcher: str) -> set[str]:
 
 
 def _local(run: Run, options: list[str]) -> list[str]:
+    command = [str(_LAUNCH / "local.sh"), *options, *run.command_arguments]
+    here = Path(sys.executable).parent
+    if shutil.which("python") == str(here / "python"):
+        return command
     # The script's `python` is to be the one that runs this.
-    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-    script = str(_LAUNCH / "local.sh")
-    return ["env", f"PATH={path}", script, *options, *run.command_arguments]
+    return ["env", f"PATH={here}:{os.environ.get('PATH', os.defpath)}", *command]
 
 
 def _slurm(run: Run, options: list[str]) -> list[str]:
