@@ -6,7 +6,6 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -129,7 +128,8 @@ def _explained(argv: Sequence[str], error: Exception) -> BadInput:
 def _keys(kind: type) -> list[str]:
     """Of the fields of a config, and of those that are configs themselves."""
     fields = dataclasses.fields(kind)
-    inner = [key for field in fields if is_dataclass(field.type) for key in _keys(field.type)]
+    sections = [field.type for field in fields if dataclasses.is_dataclass(field.type)]
+    inner = [key for section in sections for key in _keys(section)]
     return [field.name for field in fields] + inner
 
 

@@ -55,7 +55,7 @@ def plan(config: Config) -> None:
 
 def _check_nothing_is_about_chips() -> None:
     for flag in (_SLICES, _TUNE, _PRICE, _CALIBRATE):
-        if flag.present:
+        if flag.value != flag.default:
             remedy = "Give --topology=v5e:4x4, h100:8, …"
             raise BadInput(f"--{flag.name}", flag.value, "needs a topology to be about", remedy)
 

@@ -22,7 +22,8 @@ def cache_root() -> Path:
 def locked(directory: Path, field: str = "directory") -> Iterator[None]:
     """Holds the one lock of `directory`, which need not exist; says so when it has to wait.
 
-    The lock lies beside the directory; BadInput, naming `field` or the cache, where it cannot.
+    The lock lies beside the directory (whatever links lead there); BadInput, naming `field` or the
+    cache, where it cannot.
     The kernel frees the lock when its holder ends, however it ends. Child processes do not
     inherit it (Python opens files close-on-exec).
     """
@@ -40,7 +41,8 @@ def unwritable(field: str, directory: Path, error: OSError) -> BadInput:
     if directory.is_relative_to(cache_root()):
         field = "FFN_ALLOC_CACHE"
     problem = f"cannot be made or written to ({error})"
-    return BadInput(field, str(directory), problem, "Name a place that this user can write to")
+    remedy = "Name a place that this user can write to, in a folder that is so too"
+    return BadInput(field, str(directory), problem, remedy)
 
 
 def scratch(directory: Path) -> Path:
@@ -55,8 +57,9 @@ def write_json(path: AnyPath, value: Any) -> None:
 
 def _lock_file(directory: Path, field: str) -> IO[str]:
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        return open(_hidden(directory, "lock"), "w")
+        place = directory.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return open(_hidden(place, "lock"), "w")
     except OSError as error:
         raise unwritable(field, directory, error) from error
 

@@ -1,7 +1,7 @@
 """From a Llama checkpoint in safetensors to a run directory.
 
 The run can be evaluated, compared and exported. It cannot go on training: there is no optimizer
-state and no data order to go on with, and `main` says that the data differ.
+state and no data order to go on with, and `main` refuses it.
 """
 
 import contextlib

@@ -33,8 +33,9 @@ _TRAINED = """\
 Documents end with EOS and nothing is put in front of them; a text to be continued from nothing
 starts from EOS, which is named as BOS too."""
 _CAME_IN = """\
-This model was imported. The tokenizer's files are those that it came with: they decide what is put
-around a text, and what text is a special token."""
+This model was imported. The tokenizer's files are those that it came with (a `tokenizer.json`
+beside a SentencePiece model may be made from that): they decide what is put around a text, and what
+text is a special token."""
 
 
 def text(

@@ -52,6 +52,7 @@ class Jobs:
         self._elsewhere: list[Run] = []  # started by someone else
         self.failed: list[Run] = []
         self._stopping = False
+        self._queue_is_silent = False
         for run in self._waiting:
             if evaluate is not None:
                 launchers.evaluation(launcher, run, options, evaluate)  # BadInput now, not later
@@ -81,8 +82,11 @@ class Jobs:
         try:
             queued = launchers.in_queue(self._launcher)
         except BadInput as error:  # it answered when the sweep began
-            print(f"nothing is started for now: {error}", file=sys.stderr)
+            if not self._queue_is_silent:
+                print(f"nothing is started for now: {error}", file=sys.stderr)
+            self._queue_is_silent = True
             return
+        self._queue_is_silent = False
         own = {job.run.name for job in self._active}
         for run in [*self._elsewhere, *self._waiting]:
             busy = run.name not in own and _is_busy(run, queued)

@@ -71,8 +71,8 @@ class StopRequest:
         signal.raise_signal(signal.SIGTERM)  # which jax's runtime hears, too
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self._requested = True
-        if not self._in_loop:
+        again, self._requested = self._requested, True
+        if not self._in_loop and not again:
             print("stopped before the first step: nothing to save", file=sys.stderr)
             raise Preempted(step=0)
 

@@ -17,6 +17,7 @@ from ffn_alloc.training.sharding import partition_spec, path_string, splitting_a
 _MOMENTUM = 0.95  # Nesterov's
 _ITERATIONS = 5  # of Newton and Schulz, each x <- a x + b (x x') x + c (x x')^2 x
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_SMALLEST_NORM = 1e-12  # the squares of what is much smaller are 0 in float32
 _ADAMW_RMS = 0.2  # of an update before the learning rate, as arXiv 2502.16982 observed
 
 
@@ -47,7 +48,7 @@ def orthogonalised(x_LIO: jax.Array) -> jax.Array:
     x_LMN = x_LIO.swapaxes(1, 2) if tall else x_LIO
     squares_LMN = jnp.square(x_LMN.astype(jnp.float32))
     norms_L11 = jnp.sqrt(jnp.sum(squares_LMN, axis=(1, 2), keepdims=True))
-    x_LMN = (x_LMN / jnp.maximum(norms_L11, 1e-30)).astype(dtype)
+    x_LMN = (x_LMN / jnp.maximum(norms_L11, _SMALLEST_NORM)).astype(dtype)
     product = partial(jnp.matmul, preferred_element_type=jnp.float32)
     a, b, c = (jnp.float32(coefficient) for coefficient in _COEFFICIENTS)
     for _ in range(_ITERATIONS):

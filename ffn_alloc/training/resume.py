@@ -6,6 +6,7 @@ Precedence: 1. the newest intact checkpoint of the workdir; 2. the initial state
 import sys
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from ffn_alloc.config import IMPORTED, Config, identity
@@ -14,6 +15,7 @@ from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.optimizer import check_steps_change
 from ffn_alloc.training.processes import is_first
+from ffn_alloc.training.sharding import path_string
 from ffn_alloc.training.state import TrainState, abstract_state, init_state
 from ffn_alloc.training.workdir import read_config
 
@@ -38,11 +40,14 @@ def restore_or_init(
 ) -> tuple[TrainState, int]:
     """The state to go on from and the number of updates it has had."""
 
+    abstract = abstract_state(config, mesh)
+
     def check(meta: dict[str, Any]) -> None:
         _check_same_run(record, meta, str(checkpoints.directory))
+        _check_same_arrays(abstract, meta, str(checkpoints.directory))
         check_steps_change(config.optimizer, meta["train_steps"], config.train.steps, meta["step"])
 
-    restored = checkpoints.restore_newest(abstract_state(config, mesh), check)
+    restored = checkpoints.restore_newest(abstract, check)
     if restored and is_first():
         print(f"going on from step {restored[1]} of {checkpoints.directory}", file=sys.stderr)
     return restored or (init_state(config, mesh), 0)
@@ -62,3 +67,16 @@ def _check_same_run(record: dict[str, Any], found: dict[str, Any], where: str) -
             f"holds a run that differs in {changes}",
             "Set these fields back to go on, or give another --workdir",
         )
+
+
+def _check_same_arrays(abstract: TrainState, meta: dict[str, Any], where: str) -> None:
+    """An intact checkpoint can be of a version that kept another optimizer state."""
+    items = {"params": abstract.params, "optimizer": abstract.opt_state}
+    paths = {path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(items)}
+    differing = sorted(paths ^ set(meta["digests"]))
+    if differing:
+        problem = (
+            f"step {meta['step']} has not the arrays of this version: {differing[0]} and others"
+        )
+        remedy = "Finish the run with the version that began it: see git_revision in config.json"
+        raise BadInput("checkpoints", where, problem, remedy)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ffn_alloc.training.checkpoint import saved_steps
+from ffn_alloc.training.muon import orthogonalised
 from ffn_alloc.training.optimizer import make_optimizer, role
 from ffn_alloc.training.sharding import path_string
 from tests.helpers import tiny_config
@@ -115,6 +116,14 @@ def test_products_in_bfloat16_are_as_exact_as_torchs(path):
         moved = np.linalg.norm(exact[layer] - value[layer])
         error, their_error = (np.linalg.norm(x - exact[layer]) for x in (rounded[layer], theirs))
         assert error < 1.2 * their_error < 0.05 * moved
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-10, 1e-18, 1e-19, 1e-20, 1e-30, 1e-40])
+def test_tiny_matrices_become_orthogonal_or_nothing(scale):
+    """Of a layer that gets no gradient any more the momentum fades away."""
+    matrix = np.random.default_rng(0).normal(size=(1, 6, 10))
+    norm = np.linalg.norm(orthogonalised(jnp.float32(scale * matrix)))
+    assert norm < 3 and (norm > 1.5 or scale < 1e-10)
 
 
 def test_nothing_is_moved_by_a_gradient_of_zero():

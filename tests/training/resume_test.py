@@ -119,6 +119,12 @@ def test_checkpoints_are_checked_even_without_config_json(tmp_path):
             resume.restore_or_init(
                 other, mesh, checkpoints, resume.run_record(other, "fingerprint")
             )
+    with_more = state._replace(opt_state=(*state.opt_state, {"count": state.step}))
+    checkpoints.save(with_more._replace(step=state.step + 1), 5)
+    checkpoints.wait()
+    with pytest.raises(BadInput, match="step 5 has not the arrays of this version: optimizer/"):
+        resume.restore_or_init(config, mesh, checkpoints, record)
+    shutil.rmtree(tmp_path / "checkpoints" / "5")
     assert [path.name for path in checkpoints.directory.iterdir()] == ["4"]
     shutil.rmtree(tmp_path / "checkpoints" / "4")
     assert resume.restore_or_init(config, mesh, checkpoints, record)[1] == 0
