@@ -186,6 +186,12 @@ def identity(config: Config) -> dict[str, Any]:
     return {"seed": config.seed, **flat}
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """'field: before -> now' of the flat fields that differ, '' where none does."""
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in differing)
+
+
 def _build(cls: type, values: Any, prefix: str) -> Any:
     """An instance of the dataclass `cls` from a mapping, every key known and every type right."""
     where = prefix.rstrip(".") or "config"

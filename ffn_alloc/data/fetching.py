@@ -38,7 +38,7 @@ def fetch(address: str) -> Path:
         raise BadInput(_FIELD, address, f"has no {manifest.NAME}", remedy) from error
     directory = storage.cache_root() / "fetched" / hashlib.sha256(content).hexdigest()[:16]
     if not (directory / manifest.NAME).exists():
-        with storage.locked(directory):
+        with storage.locked(directory, "data.prepared_dir"):
             if not (directory / manifest.NAME).exists():
                 _copy(source, directory, content)
     return directory

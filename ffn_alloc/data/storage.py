@@ -19,7 +19,7 @@ def cache_root() -> Path:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, field: str = "directory") -> Iterator[None]:
+def locked(directory: Path, field: str) -> Iterator[None]:
     """Holds the one lock of `directory`, which need not exist; says so when it has to wait.
 
     The lock lies beside the directory (whatever links lead there); BadInput, naming `field` or the

@@ -167,7 +167,9 @@ def write(
 
 def _locked(directory: AnyPath) -> contextlib.AbstractContextManager[None]:
     """In a bucket there is no such lock: two that score the same at once write equal objects."""
-    return contextlib.nullcontext() if is_remote(directory) else storage.locked(directory)
+    if is_remote(directory):
+        return contextlib.nullcontext()
+    return storage.locked(directory, "--workdir")
 
 
 def _summary(metric: ItemScores) -> dict[str, Any]:

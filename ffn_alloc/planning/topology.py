@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from ffn_alloc.chips import BY_NAME, Chip
 from ffn_alloc.errors import BadInput
 
-_REMEDY = "Give v5e:4x4, v5p:2x2x4, v6e:8x8, v4:2x2x4, tpu7x:2x2x1, or h100:8, h200:8, a100_40gb:8"
+_REMEDY = (
+    "Give v5e:4x4, v5p:2x2x4, v6e:8x8, v4:2x2x4, tpu7x:2x2x1, h100:8, h200:8, a100:8 or a100_40gb:8"
+)
 _GPUS_OF_A_NODE = 8
 
 

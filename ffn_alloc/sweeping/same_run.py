@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ffn_alloc.config import Config, identity, to_dict
+from ffn_alloc.config import Config, changes, identity, to_dict
 from ffn_alloc.data import manifest
 from ffn_alloc.data.preparation import prepared_dir
 from ffn_alloc.errors import BadInput
@@ -23,18 +23,17 @@ def check(run: Run) -> None:
     found = read_config(run.workdir)
     if found is None:
         return
-    steps, started_with = run.config.train.steps, found["train_steps"]
+    fingerprint, steps = found["identity"][_FINGERPRINT], run.config.train.steps
     named, data = _data(found["config"]), _data(to_dict(run.config))
-    if data != named and _fingerprint(run.config) == found["identity"][_FINGERPRINT]:
+    if data != named and _fingerprint(run.config) == fingerprint:
         data = named  # the same rows by another name
-    mine = {**identity(run.config), **data, "train.steps": steps}
-    theirs = {**found["identity"], **named, "train.steps": started_with}
-    if newest_step(run) < steps:
-        del mine["train.steps"]
-    differing = [key for key in mine if mine[key] != theirs.get(key)]
-    if differing:
-        changes = "; ".join(f"{key}: {theirs.get(key)} -> {mine[key]}" for key in differing)
-        problem = f"holds another run of the name {run.name}, which differs in {changes}"
+    mine = {**identity(run.config), **data, _FINGERPRINT: fingerprint}
+    theirs = {**found["identity"], **named}
+    if newest_step(run) >= steps:
+        mine["train.steps"], theirs["train.steps"] = steps, found["train_steps"]
+    changed = changes(theirs, mine)
+    if changed:
+        problem = f"holds another run of the name {run.name}, which differs in {changed}"
         remedy = "Set these fields back to go on, or give another --dir"
         raise BadInput("--dir", str(run.workdir.parent), problem, remedy)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ffn_alloc.config import IMPORTED, Config, identity
+from ffn_alloc.config import IMPORTED, Config, changes, identity
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
@@ -39,7 +39,6 @@ def restore_or_init(
     config: Config, mesh: Mesh, checkpoints: Checkpoints, record: dict[str, Any]
 ) -> tuple[TrainState, int]:
     """The state to go on from and the number of updates it has had."""
-
     abstract = abstract_state(config, mesh)
 
     def check(meta: dict[str, Any]) -> None:
@@ -54,17 +53,15 @@ def restore_or_init(
 
 
 def _check_same_run(record: dict[str, Any], found: dict[str, Any], where: str) -> None:
-    mine, theirs = record["identity"], found["identity"]
-    if theirs.get("data.fingerprint") == IMPORTED:
+    if found["identity"].get("data.fingerprint") == IMPORTED:
         problem = "holds an imported model, which has no optimizer state and no data to go on with"
         raise BadInput("--workdir", where, problem, "Give another --workdir")
-    differing = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]
-    if differing:
-        changes = "; ".join(f"{key}: {theirs.get(key)} -> {mine.get(key)}" for key in differing)
+    changed = changes(found["identity"], record["identity"])
+    if changed:
         raise BadInput(
             "--workdir",
             where,
-            f"holds a run that differs in {changes}",
+            f"holds a run that differs in {changed}",
             "Set these fields back to go on, or give another --workdir",
         )
 

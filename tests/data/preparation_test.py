@@ -155,7 +155,7 @@ def test_a_second_process_waits_and_finds_it_done(jsonl, tmp_path: Path, capsys)
     config = _config(jsonl(_TEXTS), tmp_path / "rows")
     found: list[manifest.Manifest] = []
     second = threading.Thread(target=lambda: found.append(preparation.prepare(config, 1)))
-    with storage.locked(tmp_path / "rows"):
+    with storage.locked(tmp_path / "rows", "data.prepared_dir"):
         second.start()
         time.sleep(0.3)
         assert not (tmp_path / "rows").exists()

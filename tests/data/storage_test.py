@@ -49,7 +49,7 @@ def test_an_unusable_cache_is_named(nowhere: Path, monkeypatch):
 
 
 def test_an_error_of_the_work_stays_as_it_is(tmp_path: Path):
-    with pytest.raises(PermissionError), storage.locked(tmp_path / "rows"):
+    with pytest.raises(PermissionError), storage.locked(tmp_path / "rows", "data.prepared_dir"):
         raise PermissionError
 
 
@@ -57,6 +57,6 @@ def test_two_links_to_a_folder_have_one_lock(tmp_path):
     (tmp_path / "disk").mkdir()
     for name in ("one", "two"):
         (tmp_path / name).symlink_to(tmp_path / "disk")
-        with storage.locked(tmp_path / name):
+        with storage.locked(tmp_path / name, "data.prepared_dir"):
             pass
     assert [path.name for path in tmp_path.glob(".*.lock")] == [".disk.lock"]
