@@ -14,7 +14,8 @@ FLOORS = [
     "errors paths shapes allocation accounting chips config validation __init__",
     "model data training.optimizer training.muon training.sharding training.metrics "
     "training.writers training.timing training.host training.workdir training.lease "
-    "training.processes training.watchdog training.bucket_files training.room training.__init__",
+    "training.processes training.watchdog training.bucket_files training.room "
+    "training.checkpoint_meta training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume "
     "training.feeding",
     "training.loop training.update_log training.measuring training.calibration "

@@ -17,6 +17,7 @@ from ffn_alloc.errors import BadInput
 KINDS = ("jsonl", "parquet", "text")
 _FIELD = "text"  # of a JSON object, and the column of a parquet file
 _LARGEST_PIECE = 32 << 20
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FilePiece:
 
     def documents(self) -> Iterator[bytes]:
         if self.kind == "text":
-            yield Path(self.path).read_bytes()
+            yield _text_of(self.path)
         elif self.kind == "parquet":
             yield from _parquet_documents(self)
         else:
@@ -50,6 +51,10 @@ def find(field: str, source: str) -> list[Path]:
     pattern = source.partition(":")[2]
     expanded = str(Path(pattern).expanduser())
     paths = [Path(path) for path in sorted(glob.glob(expanded, recursive=True))]
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            problem, remedy = f"{path} is a link to nothing", "Mount or fetch what it points to"
+            raise BadInput(field, source, problem, remedy)
     paths = [path for path in paths if path.is_file()]
     if not pattern or not paths:
         raise BadInput(field, source, "no file matches", "Correct the path or the pattern")
@@ -59,7 +64,7 @@ def find(field: str, source: str) -> list[Path]:
 def pieces(field: str, source: str) -> list[FilePiece]:
     """All documents that `source` names, in order."""
     kind = source.partition(":")[0]
-    cut = {"jsonl": _jsonl_ranges, "parquet": _row_groups, "text": _whole}[kind]
+    cut = {"jsonl": _jsonl_ranges, "parquet": _row_groups, "text": _text_file}[kind]
     result = []
     for path in find(field, source):
         ranges = cut(field, source, path)
@@ -78,6 +83,13 @@ _Ranges = list[tuple[int, int, int]]  # start, stop, weight
 
 def _whole(field: str, source: str, path: Path) -> _Ranges:
     return [(0, 1, path.stat().st_size)]
+
+
+def _text_file(field: str, source: str, path: Path) -> _Ranges:
+    if path.suffix in _COMPRESSED:
+        problem, remedy = f"{path} is compressed", "Unpack it, or give documents as .jsonl.gz"
+        raise BadInput(field, source, problem, remedy)
+    return _whole(field, source, path)
 
 
 def _jsonl_ranges(field: str, source: str, path: Path) -> _Ranges:
@@ -99,13 +111,20 @@ def _row_groups(field: str, source: str, path: Path) -> _Ranges:
     try:
         metadata = parquet.read_metadata(path)
     except (pyarrow.ArrowException, OSError) as error:
-        remedy = "Give intact parquet files"
-        raise BadInput(field, source, f"{path} cannot be read ({error})", remedy) from error
+        raise _unreadable(field, source, path, error) from error
     if _FIELD not in metadata.schema.to_arrow_schema().names:
         remedy = f"Give files with a string column {_FIELD!r}"
         raise BadInput(field, source, f"{path} has no column {_FIELD!r}", remedy)
     groups = range(metadata.num_row_groups)
     return [(i, i + 1, metadata.row_group(i).total_byte_size) for i in groups]
+
+
+def _text_of(path: str) -> bytes:
+    text = Path(path).read_bytes()
+    if b"\0" in text:
+        problem, remedy = "is no UTF-8 text: it has zero bytes", "Convert it, or leave it out"
+        raise BadInput("data.source", path, problem, remedy)
+    return text
 
 
 def _lines(piece: FilePiece) -> Iterator[bytes]:
@@ -138,13 +157,25 @@ def _text(line: bytes, path: str) -> bytes:
 
 
 def _parquet_documents(piece: FilePiece) -> Iterator[bytes]:
+    import pyarrow
     from pyarrow import parquet
 
     with parquet.ParquetFile(piece.path) as file:
         groups = list(range(piece.start, piece.stop))
-        for batch in file.iter_batches(256, row_groups=groups, columns=[_FIELD]):
+        batches = file.iter_batches(256, row_groups=groups, columns=[_FIELD])
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise _unreadable("data.source", piece.path, piece.path, error) from error
+            if batch is None:
+                return
             for text in batch.column(0).to_pylist():
                 if not isinstance(text, str):
                     problem = f"column {_FIELD!r} holds {text!r}, which is no string"
                     raise BadInput("data.source", piece.path, problem, "Correct or remove that row")
                 yield text.encode(errors="replace")
+
+
+def _unreadable(field: str, source: str, path: Path | str, error: Exception) -> BadInput:
+    return BadInput(field, source, f"{path} cannot be read ({error})", "Give intact parquet files")

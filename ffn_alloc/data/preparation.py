@@ -57,6 +57,7 @@ def ensure_prepared(config: Config) -> Manifest:
     else:
         raise _missing(config, directory)
     _check_same(directory, dataclasses.asdict(found), _plan(config))
+    _check_same_files(config, found)
     batch = config.train.global_batch_size
     if found.train.rows < batch:
         problem = f"is more than the {found.train.rows} training rows in {directory}"
@@ -88,6 +89,7 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
                 _make(config, directory, plan, units, run)
     found = manifest.load(directory)
     _check_same(directory, dataclasses.asdict(found), plan)
+    _check_same_files(config, found)
     shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
     return found
 
@@ -141,6 +143,18 @@ def _check_same(directory: Path, found: dict[str, Any], plan: dict[str, Any]) ->
             f"hash {found['tokenizer_hash'][:12]} instead of {plan['tokenizer_hash'][:12]}"
         )
         raise BadInput("data.tokenizer", plan["tokenizer"], problem, _OTHER_FOLDER)
+
+
+def _check_same_files(config: Config, found: Manifest) -> None:
+    """BadInput where a source has files that are not in the rows. Some or all may be gone."""
+    try:
+        here = sources.file_names(config.data)
+    except BadInput:
+        return
+    new = [name for name in here if name not in found.files]
+    if found.files and new:
+        problem = f"has {new[0]}, which {found.directory} was not prepared with"
+        raise BadInput("data.source", config.data.source, problem, _OTHER_FOLDER)
 
 
 def _missing(config: Config, directory: Path) -> BadInput:
@@ -218,7 +232,10 @@ def _make(
             raise BadInput("data.sequence_length", length, problem, remedy)
     chosen = tokenizer.load(config.data.tokenizer)
     dtype = rows.dtype_of(chosen.vocab_size)
-    manifest.save(Manifest(directory=directory, dtype=dtype, **plan, **splits), chosen.token_bytes)
+    manifest.save(
+        Manifest(directory=directory, dtype=dtype, files=units.files, **plan, **splits),
+        chosen.token_bytes,
+    )
 
 
 def _open(directory: Path, plan: dict[str, Any]) -> None:

@@ -64,11 +64,14 @@ class Units:
 
     train: tuple[Unit, ...]
     validation: tuple[Unit, ...]
+    files: tuple[str, ...]  # see `file_names`
 
 
 def split(data: DataConfig) -> Units:
     """The units of both splits; BadInput if the source cannot be read or a split is empty."""
     _named(data)
+    _check_apart(data)
+    names = file_names(data)  # before their content is read
     if _is_files(data.source):
         pieces = files.pieces("data.source", data.source)
         sides = ("all", "all") if data.validation_source else ("train", "validation")
@@ -86,11 +89,12 @@ def split(data: DataConfig) -> Units:
         validation = _whole("data.validation_source", data.validation_source, data.data_dir)
     _check_not_empty("data.source", data.source, train)
     _check_not_empty("data.validation_source", data.validation_source, validation)
-    return Units(train, validation)
+    return Units(train, validation, names)
 
 
 def check(data: DataConfig) -> None:
     """BadInput unless both sources are there; reads no document."""
+    _check_apart(data)
     for field, source in _named(data):
         if _is_files(source):
             files.find(field, source)
@@ -126,6 +130,32 @@ def content_key(data: DataConfig) -> list[str]:
         else:
             key.append(str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else "")
     return key
+
+
+def file_names(data: DataConfig) -> tuple[str, ...]:
+    """Names and sizes of the local files, sorted, wherever they lie; BadInput if there are none."""
+    found = [path for f, s in _named(data) if _is_files(s) for path in files.find(f, s)]
+    return tuple(sorted({f"{path.name} of {path.stat().st_size:,} bytes" for path in found}))
+
+
+def _check_apart(data: DataConfig) -> None:
+    """BadInput where what is named for validation is trained on."""
+    field, ours, other = "data.validation_source", data.source, data.validation_source
+    problem, remedy = "", f"Narrow a pattern, or leave {field} out: 1 document in 100 is kept apart"
+    if not other:
+        return
+    if _is_files(ours) and _is_files(other):
+        trained = {path.resolve() for path in files.find("data.source", ours)}
+        for path in files.find(field, other):
+            if path.resolve() in trained:
+                problem = f"names {path}, which data.source = {ours!r} trains on"
+    elif ours == other:
+        counts = _tfds_reader(field, other, data.data_dir).counts
+        if "validation" not in counts:
+            problem = "is data.source, and has no split validation that is kept apart"
+            remedy = "Name another data set"
+    if problem:
+        raise BadInput(field, other, problem, remedy)
 
 
 def _named(data: DataConfig) -> list[tuple[str, str]]:

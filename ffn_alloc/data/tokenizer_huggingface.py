@@ -33,6 +33,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.encode_special_tokens = True  # text that spells one stays text
         self.spec = spec
         self.eos_id = _eos_id(self._tokenizer, spec, path.with_name("tokenizer_config.json"))
+        name = self._tokenizer.id_to_token(self.eos_id)
+        if self.eos_id in self.encode(name):
+            problem = f"text that spells its end-of-text token {name} becomes that token"
+            remedy = 'Make it one of added_tokens, with "special": true'
+            raise BadInput("data.tokenizer", spec, problem, remedy)
         self.hash = hashlib.sha256(f"{self.eos_id}\n{definition}".encode()).hexdigest()
         pieces = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(pieces.values()) + 1
@@ -41,7 +46,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode(self, text: bytes | str) -> np.ndarray:
         if isinstance(text, bytes):
             text = text.decode(errors="replace")
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the package raises nothing more special
+            problem = f"has no id for a part of a document ({error})"
+            raise BadInput("data.tokenizer", self.spec, problem, "Give it an unk_token") from error
+        return np.array(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

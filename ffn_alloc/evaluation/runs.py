@@ -8,8 +8,6 @@ Shapes: B batch, T positions, V vocabulary.
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +24,8 @@ from ffn_alloc.evaluation.generation import complete
 from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.model.decoder import forward, init_params
 from ffn_alloc.paths import AnyPath
-from ffn_alloc.training.checkpoint import DamagedCheckpoint, read_meta, restore_items, saved_steps
+from ffn_alloc.training.checkpoint import restore_items, saved_steps
+from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta
 from ffn_alloc.training.sharding import make_mesh, number_of_slices, shardings
 from ffn_alloc.training.step import layers_per_iteration
 from ffn_alloc.training.workdir import read_config
@@ -45,6 +44,7 @@ class Record:
     workdir: AnyPath
     config: Config
     identity: dict[str, Any]  # of the training, with the data's fingerprint
+    tokenizer_hash: str | None  # None: of a version that did not record it
 
     @property
     def steps(self) -> list[int]:
@@ -76,6 +76,19 @@ class Record:
             return restore_items(self._checkpoints, step, meta, {"params": abstract})["params"]
         except DamagedCheckpoint as error:
             raise self._unreadable(step, error) from error
+
+    def tokenizer(self) -> Tokenizer:
+        """BadInput if it is not there, or not the one that the run was trained with."""
+        tokenizer, expected = load_tokenizer(self.config), self.tokenizer_hash
+        if expected not in (None, tokenizer.hash):
+            raise BadInput(
+                "data.tokenizer",
+                self.config.data.tokenizer,
+                f"is not the tokenizer that {self.workdir} was trained with: hash "
+                f"{tokenizer.hash[:12]} instead of {expected[:12]}",
+                "Put the file back that it was trained with (a relative path begins here)",
+            )
+        return tokenizer
 
     @property
     def _checkpoints(self) -> AnyPath:
@@ -154,7 +167,7 @@ def load_run(workdir: str | AnyPath, step: int | None = None, mesh: Mesh | None 
     record = read_record(workdir)
     step = newest(record) if step is None else step
     meta = record.meta(step)
-    tokenizer = load_tokenizer(record.config)
+    tokenizer = record.tokenizer()
     mesh = mesh or default_mesh(record.config)
     platform = mesh.devices.flat[0].platform
     return Run(
@@ -179,7 +192,9 @@ def read_record(workdir: str | AnyPath) -> Record:
     if content is None:
         remedy = "Name the directory of a run: python -m ffn_alloc.main writes that file"
         raise BadInput(_FIELD, str(workdir), "has no config.json", remedy)
-    record = Record(path, from_dict(content.get("config")), content["identity"])
+    record = Record(
+        path, from_dict(content.get("config")), content["identity"], content.get("tokenizer_hash")
+    )
     record._check_same("the identity in it", record.identity)
     return record
 
@@ -214,12 +229,6 @@ def runnable(config: Config, platform: str) -> Config:
     except BadInput:
         model = dataclasses.replace(config.model, attention="auto")
         return dataclasses.replace(config, model=model)
-
-
-def checkpoint_digest(meta: dict[str, Any]) -> str:
-    """Of the parameters alone: equal for the same values, whatever devices saved them."""
-    digests = {path: value for path, value in meta["digests"].items() if path.startswith("params/")}
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=8)

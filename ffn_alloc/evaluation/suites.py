@@ -13,14 +13,8 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation import results, table, tasks, validation_task
 from ffn_alloc.evaluation.benchmark import Benchmark
 from ffn_alloc.evaluation.results import ItemScores, Origin
-from ffn_alloc.evaluation.runs import (
-    Record,
-    checkpoint_digest,
-    default_mesh,
-    load_run,
-    load_tokenizer,
-    runnable,
-)
+from ffn_alloc.evaluation.runs import Record, default_mesh, load_run, runnable
+from ffn_alloc.training.checkpoint_meta import params_digest
 
 SUITES = {
     "quick": (validation_task.NAME,),
@@ -56,7 +50,7 @@ class Scoring:
         self._record, self._mesh = record, default_mesh(record.config)
         platform = self._mesh.devices.flat[0].platform
         config = runnable(record.config, platform)
-        tokenizer = load_tokenizer(config)
+        tokenizer = record.tokenizer()
         self._tasks: list[Task] = []
         if validation_task.NAME in names:
             data = validation_task.run_data(config, record.identity.get("data.fingerprint", ""))
@@ -69,7 +63,7 @@ class Scoring:
 
     def found(self, step: int) -> dict[str, dict[str, Any] | None]:
         """The complete results of a checkpoint, None for those that are missing."""
-        checkpoint = checkpoint_digest(self._record.meta(step))
+        checkpoint = params_digest(self._record.meta(step))
         return {
             task.name: results.find(self._record.workdir, step, task.origin, checkpoint)
             for task in self._tasks
@@ -86,7 +80,7 @@ class Scoring:
                 "run": run.config.name,
                 "step": step,
                 "tokens": step * run.config.tokens_per_step,
-                "checkpoint": checkpoint_digest(run.meta),
+                "checkpoint": params_digest(run.meta),
             }
             for number, task in enumerate(missing, 1):
                 heading = f"step {step} · {task.name} ({number}/{len(missing)})"

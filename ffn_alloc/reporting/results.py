@@ -104,7 +104,7 @@ def _result(path: AnyPath, content: Mapping[str, Any], arrays: dict[str, np.ndar
         values_N=np.asarray(arrays[f"{metric}.value"], np.float64),
         weights_N=np.asarray(arrays[f"{metric}.weight"], np.float64),
         tokens=int(content["tokens"]),
-        checkpoint=json.dumps(content["checkpoint"], sort_keys=True),
+        checkpoint=str(content["checkpoint"]),
         conditions={
             "limit": content["limit"],
             "num_fewshot": content["num_fewshot"],

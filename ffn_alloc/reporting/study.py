@@ -3,6 +3,7 @@
 Shapes: S runs, N items.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,10 @@ from ffn_alloc.reporting.runs import (
     into_cells,
     read_run,
 )
+from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, params_digest, read_meta
 
 _EVALUATE = "Run `python -m ffn_alloc.evaluate` on it first"
+_AGAIN = "Delete them and evaluate again"
 
 
 @dataclass(frozen=True)
@@ -217,11 +220,24 @@ def _check_checkpoints(size: SizeStudy) -> None:
         digests = {by_run[run.workdir].checkpoint for by_run in size.results.values()}
         if len(digests) > 1:
             problem = f"has results of different parameters at step {size.step}"
-            raise BadInput("results", str(run.workdir), problem, "Delete them and evaluate again")
-        owner = owners.setdefault(digests.pop(), run)
+            raise BadInput("results", str(run.workdir), problem, _AGAIN)
+        digest = digests.pop()
+        _check_is_of(run, size.step, digest)
+        owner = owners.setdefault(digest, run)
         if owner is not run:
             problem = f"has the same parameters as {owner.workdir}: the same run twice"
             raise BadInput("--runs", str(run.workdir), problem, "Give each run once")
+
+
+def _check_is_of(run: Run, step: int, digest: str) -> None:
+    """BadInput if the run's checkpoint, where training has kept it, has other parameters."""
+    checkpoints = run.workdir / "checkpoints"
+    if not (checkpoints / str(step)).exists():
+        return
+    with contextlib.suppress(DamagedCheckpoint):  # its parameters cannot be told
+        if params_digest(read_meta(checkpoints, step)) != digest:
+            problem = f"has results of other parameters than its checkpoint of step {step}"
+            raise BadInput("results", str(run.workdir), problem, _AGAIN)
 
 
 def _label(run: Run) -> str:

@@ -9,8 +9,6 @@ What Orbax does not notice (flipped bits) our own digests do, at every restore.
 
 import contextlib
 import functools
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +21,7 @@ from ffn_alloc.config import CheckpointConfig
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import is_remote
 from ffn_alloc.training import processes
+from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta, signed
 from ffn_alloc.training.metrics import digest
 from ffn_alloc.training.room import shortage
 from ffn_alloc.training.sharding import path_string
@@ -35,10 +34,6 @@ _COMMITTED = "commit_success.txt"  # Orbax's, in buckets
 # Orbax encodes this much of an item at a time; without a limit a save needs twice the memory of
 # the state, and is no faster.
 _GB_IN_FLIGHT = 2
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint that cannot be read back as it was written."""
 
 
 class SaveFailed(Exception):
@@ -88,7 +83,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             params=ocp.args.PyTreeSave(state.params),
             optimizer=ocp.args.PyTreeSave(state.opt_state),
-            meta=ocp.args.JsonSave({"meta": meta, "sha256": _sha256(meta)}),
+            meta=ocp.args.JsonSave(signed(meta)),
         )
         with self._naming_the_last_good():
             self._writer.save(self.directory / str(step), args=args)
@@ -198,19 +193,6 @@ def saved_steps(directory: epath.PathLike) -> list[int]:
     return [int(path.name) for path in numbered if _is_complete(path)]
 
 
-def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
-    """What was recorded beside the arrays; DamagedCheckpoint unless it is what was written."""
-    path = epath.Path(directory) / str(step) / "meta" / "metadata"
-    try:
-        content = json.loads(path.read_text())
-        meta, sha256 = content["meta"], content["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"its meta cannot be read ({error})") from error
-    if _sha256(meta) != sha256 or meta.get("step") != step:
-        raise DamagedCheckpoint("its meta was changed after it was written")
-    return meta
-
-
 def restore_items(
     directory: epath.PathLike, step: int, meta: dict[str, Any], items: dict[str, Any]
 ) -> dict[str, Any]:
@@ -269,10 +251,6 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 def _by_path(digests: Any) -> dict[str, list[int]]:
     leaves = jax.tree_util.tree_leaves_with_path(digests)
     return {path_string(path): [int(part) for part in leaf] for path, leaf in leaves}
-
-
-def _sha256(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _is_complete(path: epath.Path) -> bool:

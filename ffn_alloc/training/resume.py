@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from ffn_alloc.config import IMPORTED, Config, changes, identity
+from ffn_alloc.data import tokenizer
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
@@ -21,10 +22,11 @@ from ffn_alloc.training.workdir import read_config
 
 
 def run_record(config: Config, data_fingerprint: str) -> dict[str, Any]:
-    """What config.json and every checkpoint hold, and a resume must agree with."""
+    """What config.json and every checkpoint hold; a resume must agree with the identity."""
     return {
         "identity": {**identity(config), "data.fingerprint": data_fingerprint},
         "train_steps": config.train.steps,
+        "tokenizer_hash": tokenizer.load(config.data.tokenizer).hash,
     }
 
 

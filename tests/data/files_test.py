@@ -74,6 +74,8 @@ def test_identity_follows_the_content_and_not_the_folder(tmp_path: Path):
         ("jsonl", "a.jsonl.gz", _lines(_TEXTS), "no intact gzip"),
         ("jsonl", "a.csv", b"text\n", "no JSON-lines file by its name"),
         ("parquet", "a.parquet", b"PAR1", "cannot be read"),
+        ("text", "a.txt", "UTF-16".encode("utf-16"), "zero bytes"),
+        ("text", "a.txt.gz", gzip.compress(b"text"), "is compressed"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, kind: str, name: str, content: bytes, message: str):
@@ -81,6 +83,23 @@ def test_broken_files_are_named(tmp_path: Path, kind: str, name: str, content: b
     with pytest.raises(BadInput, match=message) as caught:
         _read(f"{kind}:{tmp_path}/{name}")
     assert name in str(caught.value)
+
+
+def test_parquet_content_that_is_broken(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": [str(i) for i in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[500:2500] = bytes(255 - byte for byte in content[500:2500])  # the footer stays
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="a.parquet cannot be read"):
+        _read(f"parquet:{path}")
+
+
+def test_a_link_to_nothing_is_not_left_out(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(BadInput, match="b.txt is a link to nothing"):
+        _read(f"text:{tmp_path}/*.txt")
 
 
 def test_parquet_columns_are_checked(tmp_path: Path):

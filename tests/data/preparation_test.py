@@ -224,6 +224,24 @@ def test_other_data_is_refused(jsonl, tmp_path: Path, change, field, message, fi
     assert _files_in(folder) == before
 
 
+def test_files_that_are_not_in_the_rows(jsonl, tmp_path: Path):
+    jsonl(_TEXTS, "a")
+    config = _config(f"jsonl:{tmp_path}/*.jsonl", tmp_path / "rows")
+    made = _prepare(config)
+    jsonl(_TEXTS, "b")
+    for use in (_prepare, preparation.ensure_prepared):
+        with pytest.raises(BadInput, match="has b.jsonl of .* bytes, which .* was not") as caught:
+            use(config)
+        assert caught.value.field == "data.source"
+    (tmp_path / "b.jsonl").unlink()
+    assert _prepare(config).fingerprint == made.fingerprint
+    jsonl(_TEXTS[1:], "a")
+    with pytest.raises(BadInput, match="has a.jsonl of"):
+        _prepare(config)
+    (tmp_path / "a.jsonl").unlink()  # as where only the rows were copied to
+    assert _prepare(config).fingerprint == made.fingerprint
+
+
 def test_another_tokenizer_is_refused_by_its_content(jsonl, tmp_path: Path, monkeypatch):
     config = _config(jsonl(_TEXTS), tmp_path / "rows")
     _prepare(config)

@@ -83,9 +83,10 @@ def test_units_are_few_and_cut_the_same_every_time(jsonl, monkeypatch):
     monkeypatch.setattr(sources.files, "_LARGEST_PIECE", 100)
     monkeypatch.setattr(sources, "_SMALLEST_UNIT", 1)
     monkeypatch.setattr(sources, "_TRAIN_UNITS", 7)
-    units = sources.split(_data(source, validation_source=source))
+    data = _data(source, validation_source=jsonl(["held out"], "other"))
+    units = sources.split(data)
     assert 5 <= len(units.train) <= 7 and _texts(units.train) == _TEXTS
-    again = sources.split(_data(source, validation_source=source))
+    again = sources.split(data)
     digests = [unit.digest for unit in units.train]
     assert digests == [unit.digest for unit in again.train] and len(set(digests)) == len(digests)
 
@@ -152,6 +153,25 @@ def test_bad_sources(tfds_dir: Path, fields: dict[str, str], field: str, message
         with pytest.raises(BadInput, match=message) as caught:
             use(data)
         assert caught.value.field == field
+
+
+def test_validation_data_that_is_trained_on(jsonl, tfds_dir: Path, tmp_path: Path):
+    own = jsonl(["held out"], "validation")
+    jsonl(_TEXTS, "train")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "train.jsonl")
+    no_split = _edited_copy(tfds_dir, tmp_path / "a", lambda info: info["splits"].pop())
+    for ours, other, named in (
+        (f"jsonl:{tmp_path}/*.jsonl", own, "validation.jsonl"),
+        (f"jsonl:{tmp_path}/train.jsonl", f"jsonl:{tmp_path}/link.jsonl", "link.jsonl"),
+        ("tfds:notes", "tfds:notes", "no split validation"),
+    ):
+        data = _data(ours, validation_source=other, data_dir=no_split)
+        for use in (sources.split, sources.check):
+            with pytest.raises(BadInput, match=named) as caught:
+                use(data)
+            assert caught.value.field == "data.validation_source"
+    apart = _data("tfds:notes", validation_source="tfds:notes", data_dir=str(tfds_dir))
+    assert len(_texts(sources.split(apart).validation)) == 40
 
 
 def test_no_validation_document_is_bad_input(jsonl):

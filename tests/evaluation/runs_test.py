@@ -12,12 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers.models import WordLevel
 
+from ffn_alloc.data import tokenizer
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation import runs
-from ffn_alloc.evaluation.runs import MissingStep, checkpoint_digest, load_run, read_record
+from ffn_alloc.evaluation.runs import MissingStep, load_run, read_record
+from ffn_alloc.evaluation.suites import Scoring
 from ffn_alloc.model.decoder import forward
-from ffn_alloc.training import checkpoint, resume, workdir
+from ffn_alloc.training import resume, workdir
+from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, params_digest
 from ffn_alloc.training.sharding import make_mesh
 from tests.evaluation.untrained import save_run
 from tests.helpers import quick_jit
@@ -52,7 +57,7 @@ def test_another_step(finished):
     directory, state = finished
     loaded = load_run(str(directory), step=2)
     assert loaded.step == 2 and loaded.meta["step"] == 2
-    digests = {checkpoint_digest(load_run(directory, step=step).meta) for step in (2, 3, 3)}
+    digests = {params_digest(load_run(directory, step=step).meta) for step in (2, 3, 3)}
     assert len(digests) == 2
     table = np.asarray(loaded.params["embedding"]["table"])
     assert not np.array_equal(table, np.asarray(state.params["embedding"]["table"]))
@@ -172,13 +177,41 @@ def test_a_tokenizer_with_more_ids_than_the_model(tmp_path):
         load_run(tmp_path / "run")
 
 
+def test_another_tokenizer_than_that_of_the_training(tmp_path):
+    """Where a file was replaced, or a relative path finds another one."""
+    path, words = tmp_path / "tokenizer.json", ["a", "?", "b"]
+
+    def write():
+        made = tokenizers.Tokenizer(
+            WordLevel(dict(zip(words, range(3), strict=True)), unk_token="?")
+        )
+        made.add_special_tokens(["</s>"])
+        made.save(str(path))
+        tokenizer.load.cache_clear()
+
+    write()
+    config = micro_config(**{"data.tokenizer": f"huggingface:{path}"})
+    save_run(config, tmp_path / "run", 1)
+    assert load_run(tmp_path / "run").tokenizer.encode("b").tolist() == [2]
+    words.reverse()
+    write()
+    for use in (load_run, lambda run: Scoring(read_record(run), ["piqa"], "", 0)):
+        with pytest.raises(BadInput, match="is not the tokenizer that .* was trained with"):
+            use(tmp_path / "run")
+    config_json = tmp_path / "run/config.json"  # an earlier version's
+    content = json.loads(config_json.read_text())
+    del content["tokenizer_hash"]
+    config_json.write_text(json.dumps(content))
+    assert load_run(tmp_path / "run").tokenizer.encode("b").tolist() == [0]
+
+
 def test_a_checkpoint_deleted_while_it_is_read(copy, monkeypatch):
     """Training renames what it deletes: the reader finds half of the files, or none."""
 
     def evicted(*_):
         path = copy / "checkpoints" / "2"
         path.rename(path.with_name("2.evicted"))
-        raise checkpoint.DamagedCheckpoint("its arrays cannot be read")
+        raise DamagedCheckpoint("its arrays cannot be read")
 
     monkeypatch.setattr(runs, "restore_items", evicted)
     with pytest.raises(MissingStep):

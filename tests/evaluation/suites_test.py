@@ -9,8 +9,9 @@ import pytest
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation import suites
 from ffn_alloc.evaluation.results import ItemScores, Origin
-from ffn_alloc.evaluation.runs import checkpoint_digest, read_record
+from ffn_alloc.evaluation.runs import read_record
 from ffn_alloc.evaluation.suites import Scoring
+from ffn_alloc.training.checkpoint_meta import params_digest
 from tests.evaluation.untrained import save_run
 from tests.training.runs import micro_config
 
@@ -70,7 +71,7 @@ def test_scored_once(copy, fakes, monkeypatch):
 def test_what_a_result_says_of_its_run(copy, fakes):
     (result, _) = make(copy).complete(2)
     assert (result["run"], result["step"], result["tokens"]) == ("tiny", 2, 2 * 4 * 6)
-    assert result["checkpoint"] == checkpoint_digest(read_record(copy).meta(2))
+    assert result["checkpoint"] == params_digest(read_record(copy).meta(2))
     assert result["primary"] == "mean" and result["data"] == {"source": "nowhere", "sha256": "d"}
     other = make(copy).complete(3)[0]
     assert other["metrics"]["mean"]["value"] != result["metrics"]["mean"]["value"]

@@ -10,6 +10,7 @@ from ffn_alloc.errors import BadInput  # noqa: E402
 from ffn_alloc.evaluation.runs import load_run  # noqa: E402
 from ffn_alloc.interchange.importing import import_run  # noqa: E402
 from ffn_alloc.reporting.study import read_study  # noqa: E402
+from ffn_alloc.training.checkpoint_meta import params_digest, read_meta  # noqa: E402
 from tests.interchange.made import (  # noqa: E402
     FINGERPRINT,
     change_config,
@@ -34,8 +35,10 @@ def came_in(folder, name, stack="uniform", change=None, **overrides):
 
 def scored(source, workdir):
     import_run(source, workdir)
-    step = int(next((workdir / "checkpoints").iterdir()).name)
-    write_result(workdir, "piqa", [1.0, 0.0], step=step)
+    checkpoints = workdir / "checkpoints"
+    step = int(next(checkpoints.iterdir()).name)
+    parameters = params_digest(read_meta(checkpoints, step))
+    write_result(workdir, "piqa", [1.0, 0.0], step=step, checkpoint=parameters)
     return workdir
 
 

@@ -1,5 +1,6 @@
 """What may be compared: every difference is refused by name, and allowed by name."""
 
+import hashlib
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.reporting.comparison import compare
 from ffn_alloc.reporting.study import read_study
 from ffn_alloc.reporting.tables import matrix_table
+from ffn_alloc.training.checkpoint_meta import signed
 from tests.reporting.fake_runs import score_run, write_result, write_run, write_seeds
 
 TASKS = {"piqa": 40, "validation": 10}
@@ -203,6 +205,24 @@ def test_results_of_other_parameters_at_the_same_step(root):
     edit_result(root / "mid1/results/10/piqa.json", checkpoint="0ther")
     with pytest.raises(BadInput, match="different parameters"):
         study(root)
+
+
+def test_results_of_another_checkpoint_than_the_one_that_is_there(root):
+    """As where a run was trained again in its directory with results/ kept."""
+    write_meta(root / "mid1", 10, {"params/x": [1, 2], "optimizer/x": [3, 4]})
+    with pytest.raises(BadInput, match="mid1.*other parameters than its checkpoint of step 10"):
+        study(root)
+    own = hashlib.sha256(b'{"params/x": [1, 2]}').hexdigest()
+    for path in (root / "mid1/results/10").glob("*.json"):
+        edit_result(path, checkpoint=own)
+    assert study(root).sizes
+
+
+def write_meta(workdir, step, digests):
+    folder = workdir / "checkpoints" / str(step) / "meta"
+    folder.mkdir(parents=True)
+    meta = signed({"step": step, "digests": digests})
+    (folder / "metadata").write_text(json.dumps(meta))
 
 
 def test_a_damaged_config_is_refused(root):

@@ -10,10 +10,10 @@ import pytest
 from ffn_alloc.training.checkpoint import (
     Checkpoints,
     SaveFailed,
-    read_meta,
     restore_items,
     saved_steps,
 )
+from ffn_alloc.training.checkpoint_meta import read_meta
 from tests.training.runs import assert_equal_trees
 from tests.training.small_checkpoints import (
     RECORD,

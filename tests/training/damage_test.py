@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.training.checkpoint import DamagedCheckpoint, read_meta, restore_items
+from ffn_alloc.training.checkpoint import restore_items
+from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta
 from tests.training.runs import assert_equal_trees
 from tests.training.small_checkpoints import (
     abstract,

@@ -19,7 +19,8 @@ from ffn_alloc.planning import hlo
 from ffn_alloc.planning.collectives import collectives
 from ffn_alloc.planning.forecast import collective_table
 from ffn_alloc.training import resume
-from ffn_alloc.training.checkpoint import Checkpoints, read_meta
+from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.checkpoint_meta import read_meta
 from ffn_alloc.training.compilation import compile_train_step
 from ffn_alloc.training.metrics import digest
 from ffn_alloc.training.sharding import batch_sharding, check_mesh, make_mesh, shardings
