@@ -16,18 +16,18 @@ from ffn_alloc.evaluation import following, generation, suites, table
 from ffn_alloc.evaluation.runs import load_run, read_record
 from ffn_alloc.training import host
 
-_PARSER = argparse.ArgumentParser("python -m ffn_alloc.evaluate", allow_abbrev=False)
-_PARSER.add_argument("--workdir", required=True, help="directory of the run")
-_PARSER.add_argument("--step", help="N, last (default), all or missing")
-_PARSER.add_argument("--suite", choices=list(suites.SUITES), help="default: quick")
-_PARSER.add_argument("--tasks", default="", help="tasks of the harness, and validation")
-_PARSER.add_argument("--task_data", default="", help="DIR with DIR/TASK/SPLIT.jsonl[.gz]")
-_PARSER.add_argument("--limit", type=int, default=0, help="items of each task; 0: all")
-_PARSER.add_argument("--watch", action="store_true", help="follow a running training to its end")
-_PARSER.add_argument("--prompt", help="a text to be continued; nothing is scored then")
-_PARSER.add_argument("--max_new_tokens", type=int, default=100)
-_PARSER.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-_PARSER.add_argument("--seed", type=int, default=0, help="of the sampling")
+PARSER = argparse.ArgumentParser("python -m ffn_alloc.evaluate", allow_abbrev=False)
+PARSER.add_argument("--workdir", required=True, help="directory of the run")
+PARSER.add_argument("--step", help="N, last (default), all or missing")
+PARSER.add_argument("--suite", choices=list(suites.SUITES), help="default: quick")
+PARSER.add_argument("--tasks", default="", help="tasks of the harness, and validation")
+PARSER.add_argument("--task_data", default="", help="DIR with DIR/TASK/SPLIT.jsonl[.gz]")
+PARSER.add_argument("--limit", type=int, default=0, help="items of each task; 0: all")
+PARSER.add_argument("--watch", action="store_true", help="follow a running training to its end")
+PARSER.add_argument("--prompt", help="a text to be continued; nothing is scored then")
+PARSER.add_argument("--max_new_tokens", type=int, default=100)
+PARSER.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+PARSER.add_argument("--seed", type=int, default=0, help="of the sampling")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -62,4 +62,4 @@ def _stop(number: int, _: object) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_without_config(_PARSER, evaluate)
+    cli.run_without_config(PARSER, evaluate)

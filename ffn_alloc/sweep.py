@@ -6,7 +6,9 @@ Exit codes: 0 all done (or only printed), 1 some failed, 2 bad input, 75 stopped
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import shlex
 import signal
 import sys
@@ -19,10 +21,11 @@ from ffn_alloc.paths import local_path
 from ffn_alloc.planning import forecast, topology
 from ffn_alloc.sweeping import grid, jobs, launchers, same_run, table
 
+_SIZES = "285m,570m,1p2b"
 _PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
 _PARSER.add_argument("--dir", required=True, help="for the runs' directories and logs/")
 _PARSER.add_argument("--grid", choices=["paper"], default="paper", help="baseline and bands")
-_PARSER.add_argument("--sizes", default="285m,570m,1p2b")
+_PARSER.add_argument("--sizes", help=f"default: {_SIZES}")
 _PARSER.add_argument("--config", help="instead of the sizes: a config file, as for main")
 _PARSER.add_argument("--positions", default=",".join(grid.POSITIONS))
 _PARSER.add_argument("--ratios", default="10,30,50,70,90,100", help="percent")
@@ -46,8 +49,14 @@ def sweep(arguments: argparse.Namespace) -> None:
         *grid.allocations(_split(arguments.positions), _split(arguments.ratios)),
         *grid.specs_in(arguments.allocations),
     ]
-    bases = grid.bases(arguments.config, _split(arguments.sizes))
-    seeds, directory = _split(arguments.seeds), local_path("--dir", arguments.dir)
+    bases, seeds = _bases(arguments), _split(arguments.seeds)
+    if not seeds:
+        raise BadInput("--seeds", arguments.seeds, "names no seed", "Give some, such as 0,1,2")
+    if not arguments.dir:
+        raise BadInput("--dir", arguments.dir, "is empty", "Name a directory")
+    if arguments.then_evaluate is not None:
+        _check_evaluation(arguments.then_evaluate)
+    directory = local_path("--dir", arguments.dir)
     runs, duplicates = grid.expand(directory, bases, specs, seeds, arguments.overrides, cli.load)
     if duplicates:
         names = ", ".join(duplicates)
@@ -65,6 +74,30 @@ def sweep(arguments: argparse.Namespace) -> None:
         failed = bool(work.failed)
     print(table.text(runs, cost))
     sys.exit(1 if failed else 0)
+
+
+def _bases(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    sizes = arguments.sizes
+    if arguments.config and sizes is not None:
+        raise BadInput("--sizes", sizes, "is not for --config", "Give one of the two")
+    names = _split(_SIZES if sizes is None else sizes)
+    if not names:
+        raise BadInput("--sizes", sizes, "names no size", f"Give some of {_SIZES}")
+    return grid.bases(arguments.config, names)
+
+
+def _check_evaluation(arguments: str) -> None:
+    """BadInput now, not after a training."""
+    from ffn_alloc import evaluate  # which imports jax
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            evaluate.PARSER.parse_args(["--workdir=RUN", *launchers.evaluation_words(arguments)])
+    except SystemExit as error:
+        problem = complaint.getvalue().strip().rpartition("error: ")[2]
+        remedy = "Give arguments of python -m ffn_alloc.evaluate, without --workdir"
+        raise BadInput("--then-evaluate", arguments, problem, remedy) from error
 
 
 def _predictor(name: str) -> Callable[[Config], float]:
@@ -86,7 +119,7 @@ def _predictor(name: str) -> Callable[[Config], float]:
 
 
 def _split(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 if __name__ == "__main__":

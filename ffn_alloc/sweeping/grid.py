@@ -69,6 +69,10 @@ def expand(
     `bases` maps the end of a name ('285m') to the arguments of its config; `load` makes a Config
     of arguments. Runs of one base and seed are the same if every layer is as wide.
     """
+    _check_not_ours(overrides)
+    for seed in seeds:
+        if not re.fullmatch("0|[1-9][0-9]*", seed):
+            raise BadInput("--seeds", seed, "is no seed", "Give whole numbers, such as 0,1,2")
     runs: dict[str, Run] = {}
     duplicates, seen = [], set()
     for base, given in bases.items():
@@ -90,6 +94,15 @@ def expand(
                     raise BadInput("--allocations", spec, problem, "Give it another --dir")
                 runs[run.dns_name] = run
     return list(runs.values()), duplicates
+
+
+def _check_not_ours(overrides: Sequence[str]) -> None:
+    """BadInput for what every run has of its own."""
+    flags = {"seed": "--seeds", "model.allocation": "--allocations", "name": "another --dir"}
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("-").removeprefix("config.")
+        if key in flags:
+            raise BadInput("--", override, "is what the sweep sets", f"Use {flags[key]}")
 
 
 def _words(spec: str) -> str:

@@ -13,6 +13,7 @@ from ffn_alloc.sweeping import launchers
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.sweeping.states import (
     DONE,
+    EVALUATION,
     FAILED,
     RUNNING,
     is_started,
@@ -53,9 +54,6 @@ class Jobs:
         self.failed: list[Run] = []
         self._stopping = False
         self._queue_is_silent = False
-        for run in self._waiting:
-            if evaluate is not None:
-                launchers.evaluation(launcher, run, options, evaluate)  # BadInput now, not later
         launchers.in_queue(launcher)
 
     def work(self) -> None:
@@ -146,7 +144,7 @@ class Jobs:
     def _fail(self, job: _Job, code: int) -> None:
         lines = log_of(job.run).read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        what = "evaluation" if job.evaluates else "training"
+        what = EVALUATION if job.evaluates else "training"
         record_outcome(job.run, f"{what} ended with {code}: {last:.300}")
         self.failed.append(job.run)
         print(f"{job.run.name}: {FAILED}, see {log_of(job.run)}", file=sys.stderr)

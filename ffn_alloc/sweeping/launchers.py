@@ -25,15 +25,19 @@ def evaluation(launcher: str, run: Run, options: Sequence[str], arguments: str) 
 
     A SLURM job; otherwise on this machine, which reads the run's state and so its checkpoints.
     """
-    try:
-        words = shlex.split(arguments)
-    except ValueError as error:
-        raise BadInput("--then-evaluate", arguments, str(error), "Check the quotes") from error
+    words = evaluation_words(arguments)
     command = ["-m", "ffn_alloc.evaluate", f"--workdir={run.workdir}", *words]
     if launcher != "slurm":
         return [sys.executable, *command]
     wrapped = shlex.join(["python", *command])  # the job's, as in slurm.sbatch
     return [*_sbatch(evaluation_name(run), run, options), f"--wrap={wrapped}"]
+
+
+def evaluation_words(arguments: str) -> list[str]:
+    try:
+        return shlex.split(arguments)
+    except ValueError as error:
+        raise BadInput("--then-evaluate", arguments, str(error), "Check the quotes") from error
 
 
 def evaluation_name(run: Run) -> str:

@@ -13,6 +13,7 @@ from ffn_alloc.training import lease
 from ffn_alloc.training.workdir import LOCK
 
 MISSING, RUNNING, STOPPED, DONE, FAILED = "missing", "running", "stopped", "done", "failed"
+EVALUATION = "evaluation"  # begins the outcome of one that failed
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def state_of(run: Run) -> State:
     if lease.is_held(run.workdir / LOCK):
         return State(RUNNING, step)
     if (run.workdir / "checkpoints" / str(run.config.train.steps)).is_dir():
-        return State(DONE, run.config.train.steps)
+        outcome = _outcome(run)
+        failed = outcome if outcome.startswith(EVALUATION) else ""  # not what a start before did
+        return State(DONE, run.config.train.steps, failed)
     if is_started(run):  # and not yet, or not any more, in its directory
         return State(RUNNING, step)
     outcome = _outcome(run)

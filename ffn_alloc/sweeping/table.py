@@ -1,5 +1,6 @@
 """What a sweep would run, and how far it is, for the terminal."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from ffn_alloc.chips import BY_NAME, Chip, chip_of
 from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
 from ffn_alloc.sweeping.grid import Run
-from ffn_alloc.sweeping.states import DONE, state_of
+from ffn_alloc.sweeping.states import DONE, RUNNING, newest_step, state_of
 
 _HEADER = ("run", "parameters", "tokens", "chip-hours", "state")
 
@@ -29,6 +30,8 @@ class Cost:
             raise BadInput("--chip", self.chip, "has no known peak", remedy)
         if not 0 < self.mfu <= 1:
             raise BadInput("--mfu", self.mfu, "is not in (0, 1]", "Give 0.4, say")
+        if not 0 <= self.price < math.inf:
+            raise BadInput("--price", self.price, "is no price", "Give 0 or more")
 
     def __str__(self) -> str:
         """Where chip-hours come from."""
@@ -56,8 +59,8 @@ def text(runs: Sequence[Run], cost: Cost) -> str:
     for run in runs:
         own, state = cost.chip_hours(run), state_of(run)
         hours += own
-        rest = 1 - state.step / run.config.train.steps
-        left += own * (0 if state.kind == DONE else rest)
+        kept = state.step if state.kind in (RUNNING, DONE) else newest_step(run)
+        left += own * (1 - kept / run.config.train.steps)
         rows.append(
             (
                 run.name,

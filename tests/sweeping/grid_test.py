@@ -82,6 +82,12 @@ def test_bad_input(positions, ratios, word):
         runs_of(positions, ratios)
 
 
+@pytest.mark.parametrize("setting", ["seed=5", "name=x", "model.allocation=first:0.5"])
+def test_what_every_run_has_of_its_own_is_no_override(setting):
+    with pytest.raises(BadInput, match=f"{setting}.*sweep sets"):
+        runs_of([], [], overrides=[f"--config.{setting}"])
+
+
 def test_a_field_that_is_not_there():
     with pytest.raises(BadInput, match="train.stepz.*unknown key"):
         runs_of([], [], overrides=["--config.train.stepz=7"])

@@ -171,13 +171,13 @@ def test_a_run_that_another_sweep_scores_is_left_alone(run, started, at_each_pol
         scoring = subprocess.Popen(["sleep", "60"], pass_fds=[mark])
 
     def end() -> None:
-        assert state_of(run).kind == DONE and started == ["evaluation"]  # its command, for a check
+        assert state_of(run).kind == DONE and started == []
         scoring.terminate()
         scoring.wait()
 
     at_each_poll += [lambda: None, lambda: None, end]
     sweep(run, evaluate="--suite=quick").work()
-    assert started == ["evaluation"] * 2
+    assert started == ["evaluation"]
     assert capsys.readouterr().err.count("runs already") == 1
 
 
@@ -187,9 +187,9 @@ def test_a_queued_evaluation_is_not_submitted_again(run, started, at_each_poll, 
     monkeypatch.setattr(launchers, "in_queue", lambda _: set(queue))
 
     def end() -> None:
-        assert started == ["evaluation"]  # its command, for a check
+        assert started == []
         queue.clear()
 
     at_each_poll += [lambda: None, end]
     sweep(run, "slurm", "--suite=quick").work()
-    assert started == ["evaluation"] * 2
+    assert started == ["evaluation"]
