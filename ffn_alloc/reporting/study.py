@@ -4,6 +4,7 @@ Shapes: S runs, N items.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -249,17 +250,20 @@ def _label(run: Run) -> str:
 
 
 def _distinct_labels(sizes: Sequence[SizeStudy]) -> tuple[SizeStudy, ...]:
-    labels = [size.label for size in sizes]
-    if len(set(labels)) == len(labels):
-        return tuple(sizes)
+    """With the first fact that tells all apart behind each label, or with all facts."""
+    facts = [
+        "",
+        " of {d_model}",
+        ", {num_heads} heads of {head_dim}",
+        ", {num_kv_heads} key-value heads",
+        ", vocabulary {vocab_size}",
+    ]
+    for fact in (*facts, "".join(facts)):
+        models = [size.baseline.first.config.model for size in sizes]
+        ends = [fact.format(**dataclasses.asdict(model)) for model in models]
+        labels = [size.label + end for size, end in zip(sizes, ends, strict=True)]
+        if len(set(labels)) == len(labels):
+            break
     return tuple(
-        SizeStudy(
-            f"{size.label} of {size.baseline.first.config.model.d_model}",
-            size.baseline,
-            size.cells,
-            size.step,
-            size.results,
-            size.left_out,
-        )
-        for size in sizes
+        dataclasses.replace(size, label=label) for size, label in zip(sizes, labels, strict=True)
     )

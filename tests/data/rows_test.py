@@ -73,3 +73,10 @@ def test_a_flipped_bit_in_a_row_is_an_error(prepared):
     source = rows.Rows(manifest, Split(manifest.train.shards))
     with pytest.raises(RuntimeError, match="[Cc]orrupt|hash"):
         source.read(range(len(source)))
+
+
+def test_a_unit_is_never_in_memory_as_a_whole(monkeypatch):
+    monkeypatch.setattr(rows, "_TOKENS_AT_A_TIME", 10)
+    pieces = iter([np.arange(7)] * 9)
+    assert next(rows._rows(pieces, 4)).shape == (3, 4)  # of 14 tokens, the first two pieces
+    assert len(list(pieces)) == 7

@@ -52,6 +52,7 @@ def test_averages_with_and_without_perplexity(found):
     assert named[AVERAGE].improvement.value == pytest.approx(np.mean(values))
     assert named[AVERAGE_ACCURACY].improvement.value == pytest.approx(np.mean(values[:2]))
     assert named[AVERAGE].items == 4800
+    assert named[AVERAGE].paired
 
 
 def test_at_chance_nothing_is_concluded(found):

@@ -103,3 +103,11 @@ def test_the_linearised_noise_is_that_of_the_ratio():
         found = relative_improvement(select(runs, range(4)), select(runs, range(4, 8)))
         spread.append(found.estimate().seeds_variance)
     assert np.mean(spread) == pytest.approx(ratios.var(), rel=0.15)
+
+
+def test_an_average_is_as_sure_as_its_smallest_task():
+    parts = []
+    for count in (400, 40, 200):
+        runs = accuracies([[1, 1, 0, 0] * (count // 4), [1, 1, 1, 0] * (count // 4)], [0, 0])
+        parts.append(relative_improvement(select(runs, [0]), select(runs, [1])))
+    assert average(parts).items == 40 and average(parts).estimate().items_df == 39

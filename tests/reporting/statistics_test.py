@@ -96,6 +96,15 @@ def test_the_smallest_detectable_effect_is_found_with_80_percent():
     assert items.smallest_detectable() == pytest.approx(1.959964 + 0.841621, abs=1e-3)
 
 
+def test_the_variance_of_few_items_is_the_unbiased_one():
+    """A bootstrap's is too small by (N - 1) / N; one item says nothing, but is no NaN."""
+    resampled_R = np.array([1.0, 3.0])  # variance 1
+    group = SeedGroup(np.array([2.0]), resampled_R[:, None])
+    found = estimate(2.0, resampled_R, [group], 5)
+    assert (found.items_variance, found.items_df) == (pytest.approx(5 / 4), 4)
+    assert np.isfinite(estimate(2.0, resampled_R, [group], 1).half_width())
+
+
 def test_holm():
     """Worked by hand: times 4, 3, 2, 1 in order of size, never falling, at most 1."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -7,9 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import paper
+from ffn_alloc.config import from_dict
 from ffn_alloc.errors import BadInput
 from ffn_alloc.reporting.comparison import compare
-from ffn_alloc.reporting.study import read_study
+from ffn_alloc.reporting.runs import Run
+from ffn_alloc.reporting.study import _label, read_study
 from ffn_alloc.reporting.tables import matrix_table
 from ffn_alloc.training.checkpoint_meta import signed
 from tests.reporting.fake_runs import score_run, write_result, write_run, write_seeds
@@ -223,6 +226,51 @@ def write_meta(workdir, step, digests):
     folder.mkdir(parents=True)
     meta = signed({"step": step, "digests": digests})
     (folder / "metadata").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    "changed, label",
+    [
+        ({"num_heads": 2, "num_kv_heads": 1, "head_dim": 16}, "2 heads of 16"),
+        ({"vocab_size": 128}, "vocabulary 128"),
+    ],
+)
+def test_sizes_of_one_parameter_count_are_told_apart(root, changed, label):
+    other = {f"model.{name}": value for name, value in changed.items()}
+    for name, allocation in (("base2", "uniform"), ("mid2", "middle:0.7")):
+        write_run(root / name, allocation, 0, **other)
+        score_run(root / name, allocation, 0, 0.0, TASKS)
+    both = study(root, baseline=("base0", "base2"), runs=("mid0", "mid2"))
+    labels = {size.label for size in both.sizes}
+    assert len(labels) == 2 and any(text.endswith(label) for text in labels)
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("middle70_285m", "285M, 12 layers"),
+        ("baseline_570m", "570M, 24 layers"),
+        ("middle70_1p2b", "1.2B, 40 layers"),
+    ],
+)
+def test_a_size_is_called_by_its_parameters(name, label, tmp_path):
+    config = from_dict(paper.get_config(name).to_dict())
+    assert _label(Run(tmp_path, config, {}, 1)) == label
+
+
+def test_the_one_item_that_differs_is_named(root):
+    write_result(root / "mid0", "piqa", [1.0] * 39, item_ids=[str(i) for i in range(39)])
+    with pytest.raises(BadInput, match=r"39 items, 1 of them .* \('39' for example\)"):
+        study(root)
+
+
+def test_differences_that_are_not_shown_are_counted(root):
+    for run in ("mid0", "mid1"):
+        for task in TASKS:
+            path = root / run / f"results/10/{task}.json"
+            edit_result(path, tokens=641, num_fewshot=5, task_version="2")
+    with pytest.raises(BadInput, match="; and 4 more"):
+        study(root)
 
 
 def test_a_damaged_config_is_refused(root):

@@ -41,6 +41,13 @@ def test_another_run_of_the_name(tmp_path, override, words):
         same_run.check(run)
 
 
+def test_a_run_that_stopped_at_the_new_length_is_not_taken_for_finished(tmp_path):
+    trained(runs_in(tmp_path, FIVE)[0], 3)
+    [shorter] = runs_in(tmp_path, "--config.train.steps=3")
+    with pytest.raises(BadInput, match="train.steps: 5 -> 3"):
+        same_run.check(shorter)
+
+
 def test_the_length_may_change_while_there_is_something_to_train(tmp_path):
     trained(runs_in(tmp_path, FIVE)[0], 3, 5)
     [longer] = runs_in(tmp_path, "--config.train.steps=9")
