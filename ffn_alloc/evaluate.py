@@ -33,10 +33,8 @@ PARSER.add_argument("--seed", type=int, default=0, help="of the sampling")
 def evaluate(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    check(arguments)
     record = read_record(arguments.workdir)
-    if arguments.watch and arguments.step:
-        remedy = "Leave it out: every checkpoint is scored"
-        raise BadInput("--step", arguments.step, "is not for --watch", remedy)
     steps = [] if arguments.watch else following.chosen_steps(record, arguments.step or "last")
     host.set_up_devices(record.config, cache_root() / "compiled")
     if arguments.prompt is not None:
@@ -54,6 +52,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     else:
         results = following.score(scoring, steps, only_missing=arguments.step == "missing")
     print(table.text(results) if results else "nothing was missing")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """BadInput for what no run could be scored with."""
+    if arguments.watch and arguments.step:
+        remedy = "Leave it out: every checkpoint is scored"
+        raise BadInput("--step", arguments.step, "is not for --watch", remedy)
+    following.check_step(arguments.step or "last")
 
 
 def _stop(number: int, _: object) -> None:

@@ -16,6 +16,7 @@ from ffn_alloc import cli, paths
 from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
+from ffn_alloc.data.source_files import check_none_new
 from ffn_alloc.data.storage import cache_root
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.in_training import make_evaluators
@@ -64,6 +65,8 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     processes.from_first(lambda: paths.check_writable("--workdir", directory))
     with processes.lock(directory) as check_lease:
         processes.from_first(lambda: resume.check_workdir(directory, record))
+        if processes.from_first(lambda: workdir.read_config(directory) is None):  # a new run
+            processes.from_first(lambda: check_none_new(config.data, data.directory))
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record, check_lease)
         with contextlib.closing(checkpoints):
             state, step = resume.restore_or_init(config, mesh, checkpoints, record)

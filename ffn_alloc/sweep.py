@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -65,7 +64,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         same_run.check(run)
     failed = False
     if arguments.submit:
-        options = shlex.split(arguments.options)
+        options = launchers.words("--options", arguments.options)
         evaluate = arguments.then_evaluate
         work = jobs.Jobs(runs, arguments.submit, options, arguments.parallel, evaluate)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,6 +77,8 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 def _bases(arguments: argparse.Namespace) -> dict[str, list[str]]:
     sizes = arguments.sizes
+    if arguments.config == "":
+        raise BadInput("--config", "", "is empty", "Name a config file, or leave it out")
     if arguments.config and sizes is not None:
         raise BadInput("--sizes", sizes, "is not for --config", "Give one of the two")
     names = _split(_SIZES if sizes is None else sizes)
@@ -90,14 +91,17 @@ def _check_evaluation(arguments: str) -> None:
     """BadInput now, not after a training."""
     from ffn_alloc import evaluate  # which imports jax
 
-    complaint = io.StringIO()
+    complaint, words = io.StringIO(), launchers.words("--then-evaluate", arguments)
+    remedy = "Give arguments of python -m ffn_alloc.evaluate, without --workdir or --prompt"
     try:
-        with contextlib.redirect_stderr(complaint):
-            evaluate.PARSER.parse_args(["--workdir=RUN", *launchers.evaluation_words(arguments)])
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
+            given = evaluate.PARSER.parse_args(["--workdir=", *words])
+            evaluate.check(given)
     except SystemExit as error:
-        problem = complaint.getvalue().strip().rpartition("error: ")[2]
-        remedy = "Give arguments of python -m ffn_alloc.evaluate, without --workdir"
+        problem = complaint.getvalue().strip().rpartition("error: ")[2] or "scores nothing"
         raise BadInput("--then-evaluate", arguments, problem, remedy) from error
+    if given.workdir or given.prompt is not None:
+        raise BadInput("--then-evaluate", arguments, "does not score the sweep's run", remedy)
 
 
 def _predictor(name: str) -> Callable[[Config], float]:

@@ -162,3 +162,21 @@ def wait_for_checkpoint(workdir: Path, process: subprocess.Popen) -> None:
         if directory.exists() and set(os.listdir(directory)) - before:
             return
         time.sleep(0.01)
+
+
+def test_rows_that_lack_a_file_of_their_source(tmp_path: Path):
+    """A run that has them goes on; a new one says so."""
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(f"document {i}, " * 50)
+    source = f"--config.data.source=text:{tmp_path}/*.txt"
+    validation = f"--config.data.validation_source=text:{__file__}"
+    place = f"--config.data.prepared_dir={tmp_path}/rows"
+    flags = [source, validation, place, "--config.train.steps=2", "--config.eval.every=2"]
+    first = run(tmp_path / "run", *flags)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "new.txt").write_text("another document")
+    again = run(tmp_path / "run", *flags)
+    assert again.returncode == 0 and "is finished" in again.stderr
+    other = run(tmp_path / "other", *flags)
+    assert other.returncode == 2 and "new.txt of 16 bytes" in other.stderr
+    assert not (tmp_path / "other" / "config.json").exists()

@@ -166,11 +166,12 @@ def _parquet_documents(piece: FilePiece) -> Iterator[bytes]:
         while True:
             try:
                 batch = next(batches, None)
-            except (pyarrow.ArrowException, OSError) as error:
+                texts = batch.column(0).to_pylist() if batch else []
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise _unreadable("data.source", piece.path, piece.path, error) from error
             if batch is None:
                 return
-            for text in batch.column(0).to_pylist():
+            for text in texts:
                 if not isinstance(text, str):
                     problem = f"column {_FIELD!r} holds {text!r}, which is no string"
                     raise BadInput("data.source", piece.path, problem, "Correct or remove that row")

@@ -73,7 +73,6 @@ class Manifest:
     dtype: str  # of the tokens in the files
     train: Split
     validation: Split
-    files: tuple[str, ...] = ()  # names and sizes of the sources' (of earlier versions none)
 
     @property
     def fingerprint(self) -> str:
@@ -134,8 +133,7 @@ def _build(directory: Path, values: dict[str, Any]) -> Manifest:
         name: Split(tuple(Shard(**shard) for shard in values.pop(name)["shards"]))
         for name in ("train", "validation")
     }
-    files = tuple(values.pop("files", ()))
-    return Manifest(directory=directory, files=files, **values, **parts)
+    return Manifest(directory=directory, **values, **parts)
 
 
 def _checksum(values: dict[str, Any]) -> str:

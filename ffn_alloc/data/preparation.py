@@ -21,7 +21,16 @@ from typing import Any
 import tqdm
 
 from ffn_alloc.config import Config
-from ffn_alloc.data import fetching, manifest, rows, sources, storage, tokenizer, workers
+from ffn_alloc.data import (
+    fetching,
+    manifest,
+    rows,
+    source_files,
+    sources,
+    storage,
+    tokenizer,
+    workers,
+)
 from ffn_alloc.data.manifest import Manifest, Shard, Split
 from ffn_alloc.data.shard_task import (
     PLAN,
@@ -57,7 +66,6 @@ def ensure_prepared(config: Config) -> Manifest:
     else:
         raise _missing(config, directory)
     _check_same(directory, dataclasses.asdict(found), _plan(config))
-    _check_same_files(config, found)
     batch = config.train.global_batch_size
     if found.train.rows < batch:
         problem = f"is more than the {found.train.rows} training rows in {directory}"
@@ -83,13 +91,15 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
     run = run or functools.partial(_in_processes, num_workers=num_workers)
     if not (directory / manifest.NAME).exists():
         units = sources.split(config.data)
+        names = source_files.names(config.data)
         _check_usable(directory, plan)  # before even a lock file appears
         with full_disk_explained(directory), storage.locked(directory, _FIELD):
             if not (directory / manifest.NAME).exists():
                 _make(config, directory, plan, units, run)
+                source_files.write(directory, names)
     found = manifest.load(directory)
     _check_same(directory, dataclasses.asdict(found), plan)
-    _check_same_files(config, found)
+    source_files.check_none_new(config.data, directory)
     shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
     return found
 
@@ -143,18 +153,6 @@ def _check_same(directory: Path, found: dict[str, Any], plan: dict[str, Any]) ->
             f"hash {found['tokenizer_hash'][:12]} instead of {plan['tokenizer_hash'][:12]}"
         )
         raise BadInput("data.tokenizer", plan["tokenizer"], problem, _OTHER_FOLDER)
-
-
-def _check_same_files(config: Config, found: Manifest) -> None:
-    """BadInput where a source has files that are not in the rows. Some or all may be gone."""
-    try:
-        here = sources.file_names(config.data)
-    except BadInput:
-        return
-    new = [name for name in here if name not in found.files]
-    if found.files and new:
-        problem = f"has {new[0]}, which {found.directory} was not prepared with"
-        raise BadInput("data.source", config.data.source, problem, _OTHER_FOLDER)
 
 
 def _missing(config: Config, directory: Path) -> BadInput:
@@ -232,10 +230,7 @@ def _make(
             raise BadInput("data.sequence_length", length, problem, remedy)
     chosen = tokenizer.load(config.data.tokenizer)
     dtype = rows.dtype_of(chosen.vocab_size)
-    manifest.save(
-        Manifest(directory=directory, dtype=dtype, files=units.files, **plan, **splits),
-        chosen.token_bytes,
-    )
+    manifest.save(Manifest(directory=directory, dtype=dtype, **plan, **splits), chosen.token_bytes)
 
 
 def _open(directory: Path, plan: dict[str, Any]) -> None:

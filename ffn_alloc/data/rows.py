@@ -17,6 +17,7 @@ from array_record.python import array_record_module
 
 from ffn_alloc.data.manifest import Manifest, Shard, Split
 from ffn_alloc.data.tokenizer import Tokenizer
+from ffn_alloc.errors import BadInput
 
 # One record a chunk makes single rows quick to read; tokens compress by a fifth only, and
 # reading plain ones is twice as fast.
@@ -108,12 +109,21 @@ def _encoded(
     end = np.array([tokenizer.eos_id], dtype)
     for document in documents:
         tokens = np.concatenate([tokenizer.encode(document).astype(dtype), end])
+        if (tokens == tokenizer.eos_id).sum() > 1:
+            raise _ends_inside(document, tokenizer)
         totals["documents"] += 1
         totals["tokens"] += len(tokens)
         totals["text_bytes"] += len(document)
         totals["table_bytes"] += int(tokenizer.token_bytes[tokens].sum())
         report(len(document))
         yield tokens
+
+
+def _ends_inside(document: bytes, tokenizer: Tokenizer) -> BadInput:
+    shown = document[:60].decode(errors="replace")
+    problem = f"gives its end-of-document token inside a document, which begins: {shown}"
+    remedy = 'Make that token "special": true in a tokenizer.json, or leave the document out'
+    return BadInput("data.tokenizer", tokenizer.spec, problem, remedy)
 
 
 def _rows(pieces: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:

@@ -64,14 +64,12 @@ class Units:
 
     train: tuple[Unit, ...]
     validation: tuple[Unit, ...]
-    files: tuple[str, ...]  # see `file_names`
 
 
 def split(data: DataConfig) -> Units:
     """The units of both splits; BadInput if the source cannot be read or a split is empty."""
     _named(data)
     _check_apart(data)
-    names = file_names(data)  # before their content is read
     if _is_files(data.source):
         pieces = files.pieces("data.source", data.source)
         sides = ("all", "all") if data.validation_source else ("train", "validation")
@@ -89,13 +87,14 @@ def split(data: DataConfig) -> Units:
         validation = _whole("data.validation_source", data.validation_source, data.data_dir)
     _check_not_empty("data.source", data.source, train)
     _check_not_empty("data.validation_source", data.validation_source, validation)
-    return Units(train, validation, names)
+    return Units(train, validation)
 
 
 def check(data: DataConfig) -> None:
     """BadInput unless both sources are there; reads no document."""
+    named = _named(data)
     _check_apart(data)
-    for field, source in _named(data):
+    for field, source in named:
         if _is_files(source):
             files.find(field, source)
         elif source == "python_docs":
@@ -132,10 +131,9 @@ def content_key(data: DataConfig) -> list[str]:
     return key
 
 
-def file_names(data: DataConfig) -> tuple[str, ...]:
-    """Names and sizes of the local files, sorted, wherever they lie; BadInput if there are none."""
-    found = [path for f, s in _named(data) if _is_files(s) for path in files.find(f, s)]
-    return tuple(sorted({f"{path.name} of {path.stat().st_size:,} bytes" for path in found}))
+def of_files(data: DataConfig) -> list[tuple[str, str]]:
+    """(field, source) of those that are local files."""
+    return [(field, source) for field, source in _named(data) if _is_files(source)]
 
 
 def _check_apart(data: DataConfig) -> None:
@@ -149,9 +147,10 @@ def _check_apart(data: DataConfig) -> None:
         for path in files.find(field, other):
             if path.resolve() in trained:
                 problem = f"names {path}, which data.source = {ours!r} trains on"
-    elif ours == other:
-        counts = _tfds_reader(field, other, data.data_dir).counts
-        if "validation" not in counts:
+    elif not _is_files(ours) and not _is_files(other):
+        reader = _tfds_reader(field, other, data.data_dir)
+        same = reader.directory == _tfds_reader("data.source", ours, data.data_dir).directory
+        if same and "validation" not in reader.counts:
             problem = "is data.source, and has no split validation that is kept apart"
             remedy = "Name another data set"
     if problem:

@@ -33,11 +33,6 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.encode_special_tokens = True  # text that spells one stays text
         self.spec = spec
         self.eos_id = _eos_id(self._tokenizer, spec, path.with_name("tokenizer_config.json"))
-        name = self._tokenizer.id_to_token(self.eos_id)
-        if self.eos_id in self.encode(name):
-            problem = f"text that spells its end-of-text token {name} becomes that token"
-            remedy = 'Make it one of added_tokens, with "special": true'
-            raise BadInput("data.tokenizer", spec, problem, remedy)
         self.hash = hashlib.sha256(f"{self.eos_id}\n{definition}".encode()).hexdigest()
         pieces = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(pieces.values()) + 1

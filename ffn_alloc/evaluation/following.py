@@ -13,14 +13,18 @@ _POLL_SECONDS = 5.0
 
 def chosen_steps(record: Record, steps: str) -> list[int]:
     """The steps that N, last, all or missing stand for; BadInput unless there are such."""
+    check_step(steps)
     if steps.isdecimal():
         record.meta(int(steps))
         return [int(steps)]
-    if steps not in ("last", "all", "missing"):
-        remedy = "Give a number, last, all or missing"
-        raise BadInput("--step", steps, "names no checkpoint", remedy)
     last = newest(record)
     return [last] if steps == "last" else record.steps
+
+
+def check_step(steps: str) -> None:
+    if not steps.isdecimal() and steps not in ("last", "all", "missing"):
+        remedy = "Give a number, last, all or missing"
+        raise BadInput("--step", steps, "names no checkpoint", remedy)
 
 
 def score(scoring: Scoring, steps: list[int], only_missing: bool) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def allocations(positions: Sequence[str], ratios: Sequence[str]) -> list[str]:
 
 def specs_in(text: str) -> list[str]:
     """The specs of a list with commas. Some have commas too, but each begins with a letter."""
-    return [spec for spec in re.split(r",+(?=[a-z]|$)", text) if spec]
+    return [spec.strip() for spec in re.split(r",+\s*(?=[a-z]|$)", text) if spec.strip()]
 
 
 def expand(

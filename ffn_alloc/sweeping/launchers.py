@@ -25,19 +25,20 @@ def evaluation(launcher: str, run: Run, options: Sequence[str], arguments: str) 
 
     A SLURM job; otherwise on this machine, which reads the run's state and so its checkpoints.
     """
-    words = evaluation_words(arguments)
-    command = ["-m", "ffn_alloc.evaluate", f"--workdir={run.workdir}", *words]
+    own = words("--then-evaluate", arguments)
+    command = ["-m", "ffn_alloc.evaluate", f"--workdir={run.workdir}", *own]
     if launcher != "slurm":
         return [sys.executable, *command]
     wrapped = shlex.join(["python", *command])  # the job's, as in slurm.sbatch
     return [*_sbatch(evaluation_name(run), run, options), f"--wrap={wrapped}"]
 
 
-def evaluation_words(arguments: str) -> list[str]:
+def words(flag: str, text: str) -> list[str]:
+    """As a shell would read them."""
     try:
-        return shlex.split(arguments)
+        return shlex.split(text)
     except ValueError as error:
-        raise BadInput("--then-evaluate", arguments, str(error), "Check the quotes") from error
+        raise BadInput(flag, text, str(error), "Check the quotes") from error
 
 
 def evaluation_name(run: Run) -> str:

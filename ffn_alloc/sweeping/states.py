@@ -36,9 +36,7 @@ def state_of(run: Run) -> State:
     if lease.is_held(run.workdir / LOCK):
         return State(RUNNING, step)
     if (run.workdir / "checkpoints" / str(run.config.train.steps)).is_dir():
-        outcome = _outcome(run)
-        failed = outcome if outcome.startswith(EVALUATION) else ""  # not what a start before did
-        return State(DONE, run.config.train.steps, failed)
+        return State(DONE, run.config.train.steps, _failed_evaluation(run))
     if is_started(run):  # and not yet, or not any more, in its directory
         return State(RUNNING, step)
     outcome = _outcome(run)
@@ -93,6 +91,16 @@ def record_outcome(run: Run, why: str) -> None:
 def _outcome(run: Run) -> str:
     path = _beside(run, "failed")
     return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _failed_evaluation(run: Run) -> str:
+    """Of a run that is done; '' where there are results since."""
+    outcome = _outcome(run)
+    if not outcome.startswith(EVALUATION):
+        return ""  # what an earlier start of the training ended with
+    results = run.workdir / "results" / str(run.config.train.steps)
+    scored = results.exists() and results.stat().st_mtime > _beside(run, "failed").stat().st_mtime
+    return "" if scored else outcome
 
 
 def _beside(run: Run, what: str) -> Path:

@@ -95,6 +95,13 @@ def test_parquet_content_that_is_broken(tmp_path: Path):
         _read(f"parquet:{path}")
 
 
+def test_parquet_text_that_is_no_utf8(tmp_path: Path):
+    text = pyarrow.array([b"ab\xff\xfe"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(BadInput, match="a.parquet cannot be read"):
+        _read(f"parquet:{tmp_path}/a.parquet")
+
+
 def test_a_link_to_nothing_is_not_left_out(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")

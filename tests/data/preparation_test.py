@@ -229,16 +229,25 @@ def test_files_that_are_not_in_the_rows(jsonl, tmp_path: Path):
     config = _config(f"jsonl:{tmp_path}/*.jsonl", tmp_path / "rows")
     made = _prepare(config)
     jsonl(_TEXTS, "b")
-    for use in (_prepare, preparation.ensure_prepared):
-        with pytest.raises(BadInput, match="has b.jsonl of .* bytes, which .* was not") as caught:
-            use(config)
-        assert caught.value.field == "data.source"
+    with pytest.raises(BadInput, match="has b.jsonl of .* bytes, which .* was not") as caught:
+        _prepare(config)
+    assert caught.value.field == "data.source"
+    # A run that has these rows goes on, and is scored.
+    assert preparation.ensure_prepared(config).fingerprint == made.fingerprint
     (tmp_path / "b.jsonl").unlink()
     assert _prepare(config).fingerprint == made.fingerprint
     jsonl(_TEXTS[1:], "a")
     with pytest.raises(BadInput, match="has a.jsonl of"):
         _prepare(config)
     (tmp_path / "a.jsonl").unlink()  # as where only the rows were copied to
+    assert _prepare(config).fingerprint == made.fingerprint
+
+
+def test_rows_that_lie_in_their_source_are_no_new_files(tmp_path: Path):
+    for i in range(300):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i}, long enough for a row")
+    config = _config(f"text:{tmp_path}/**", tmp_path / "rows")
+    made = _prepare(config)
     assert _prepare(config).fingerprint == made.fingerprint
 
 

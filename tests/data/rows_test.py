@@ -2,11 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.models import WordLevel
 
 from ffn_alloc.data import rows, tokenizer
 from ffn_alloc.data.manifest import Split
+from ffn_alloc.errors import BadInput
 
 _BYTES = tokenizer.load("bytes")
 
@@ -80,3 +83,18 @@ def test_a_unit_is_never_in_memory_as_a_whole(monkeypatch):
     pieces = iter([np.arange(7)] * 9)
     assert next(rows._rows(pieces, 4)).shape == (3, 4)  # of 14 tokens, the first two pieces
     assert len(list(pieces)) == 7
+
+
+def test_a_document_that_becomes_its_own_end(tmp_path: Path):
+    """As where a tokenizer.json has its end token as an ordinary piece."""
+    made = tokenizers.Tokenizer(WordLevel({"a": 0, "</s>": 1, "?": 2}, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    chosen = tokenizer.load(f"huggingface:{tmp_path}/tokenizer.json")
+
+    def write(document: bytes):
+        return rows.write_shard([document], chosen, 1, tmp_path / "shard", lambda _: None)
+
+    assert write(b"a b").tokens == 3
+    with pytest.raises(BadInput, match="inside a document, which begins: a </s> a"):
+        write(b"a </s> a")

@@ -164,6 +164,7 @@ def test_validation_data_that_is_trained_on(jsonl, tfds_dir: Path, tmp_path: Pat
         (f"jsonl:{tmp_path}/*.jsonl", own, "validation.jsonl"),
         (f"jsonl:{tmp_path}/train.jsonl", f"jsonl:{tmp_path}/link.jsonl", "link.jsonl"),
         ("tfds:notes", "tfds:notes", "no split validation"),
+        ("tfds:notes", "tfds:notes:2.1.0", "no split validation"),
     ):
         data = _data(ours, validation_source=other, data_dir=no_split)
         for use in (sources.split, sources.check):

@@ -64,6 +64,7 @@ def test_two_runs_of_one_name_on_a_cluster():
 def test_a_list_of_specs_of_which_some_have_commas():
     specs = ["middle:70%@+2", "blocks:0.75,1.5,0.75", "uniform", "widths:0x1,128x2,0x1"]
     assert grid.specs_in(",".join(specs)) == specs
+    assert grid.specs_in(", ".join(specs)) == specs
     assert grid.specs_in("mask:0110") == ["mask:0110"]
     assert grid.specs_in("") == [] and grid.specs_in(",first:1/2,") == ["first:1/2"]
 

@@ -1,5 +1,7 @@
 """How far the runs are, and what is left to do."""
 
+import os
+
 import pytest
 
 from ffn_alloc.errors import BadInput
@@ -38,6 +40,11 @@ def test_a_failed_evaluation_of_a_run_that_is_done(run):
     assert table.text([run], COST).splitlines()[1].endswith("done")
     record_outcome(run, f"{EVALUATION} ended with 2: error: --suite")
     assert "done: evaluation ended with 2: error: --suite" in table.text([run], COST)
+    results = run.workdir / "results" / "1000"
+    results.mkdir(parents=True)
+    later = results.stat().st_mtime + 9
+    os.utime(results, (later, later))  # scored by hand since
+    assert table.text([run], COST).splitlines()[1].endswith("done")
 
 
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
