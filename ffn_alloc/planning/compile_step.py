@@ -67,7 +67,7 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     seconds = time.process_time() - start
     program = hlo.parse(compiled.as_text())
     memory = compiled.memory_analysis()
-    moves = collectives.collectives(program, topology.devices_per_slice)
+    moves = collectives.collectives(program, topology.devices, topology.linked)
     return {
         "kernel": kernel,
         "mesh": dict(mesh.shape),

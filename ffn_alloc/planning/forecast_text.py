@@ -59,8 +59,9 @@ _INDENT = {"initial_indent": "  ", "subsequent_indent": "  "}
 def trial(forecast: Forecast) -> str:
     """One line of `--tune`."""
     config = forecast.config
-    kind = "replicated" if config.mesh.fsdp == 1 else "split"
-    head = f"  parameters {kind:<10}  remat {config.model.remat:<4}  "
+    split = f"split by {forecast.topology.devices // config.mesh.data}"
+    kind = "replicated" if config.mesh.fsdp == 1 else split
+    head = f"  parameters {kind:<12}  remat {config.model.remat:<4}  "
     head += f"microbatch {config.train.microbatch_size:4}  "
     if not forecast.fits:
         return head + "does not fit"

@@ -6,6 +6,8 @@ longest of its FLOPs at the attained rate, its bytes at the attained bandwidth, 
 time of a kernel. A matrix product that sums over K reaches K / (K + half) of the attained rate.
 Copies and collectives in the background run beside them, each kind in a row of its own, and the
 longest row is the step: what overlap fails to hide is not in it, nor is waiting for the host.
+A collective that leaves its slice or node is as fast as the network alone: one's own share of it,
+or, of a ring over several devices of each, their shares together (at most the links).
 """
 
 import dataclasses
@@ -88,10 +90,12 @@ def predict(
     seconds = {kind: 0.0 for kind in ("matmul", "attention", "memory", "copy")}
     for kernel in kernels:
         seconds[kernel.kind.split("_")[0]] += kernel.times * _kernel_seconds(kernel, rates)
-    bandwidths = (topology.link_bandwidth, topology.chip.network_bandwidth)
     moving = {True: 0.0, False: 0.0}
     for move in collectives:
-        bandwidth = bandwidths[move.crosses] * rates.link_bandwidth_fraction
+        bandwidth = topology.link_bandwidth
+        if move.cards:
+            bandwidth = min(bandwidth, move.cards * topology.chip.network_bandwidth)
+        bandwidth *= rates.link_bandwidth_fraction
         moving[move.blocks] += move.times * move.moved / bandwidth
     return Prediction(
         matmul=seconds["matmul"],

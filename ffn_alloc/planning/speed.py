@@ -114,11 +114,11 @@ def _predicted(
     chip = chip_of(device_kind)
     if chip is None:
         return None
+    topology = Topology(chip, (devices, *(1,) * max(chip.torus_axes - 1, 0)), 1)
     program = hlo.parse(compiled.as_text())
     try:
         found = counting.kernels(program)
+        moves = collectives.collectives(program, topology.devices, topology.linked)
     except ValueError:  # a kernel of this device's compiler that we do not know
         return None
-    topology = Topology(chip, (devices, *(1,) * max(chip.torus_axes - 1, 0)), 1)
-    moves = collectives.collectives(program, devices)
     return roofline.predict(found, moves, topology, roofline.rates(chip, calibration)).step

@@ -40,19 +40,21 @@ class Topology:
         return math.prod(self.sizes) * self.slices
 
     @property
-    def devices_per_slice(self) -> int:
+    def linked(self) -> int:
+        """Devices that links connect: of a slice, or the GPUs of a node."""
+        if self.chip.platform == "gpu":
+            return self.devices // self.nodes
         return self.devices // self.slices
 
     @property
     def link_bandwidth(self) -> float:
-        """Bytes/s into one device from the others of its slice, all axes together.
+        """Bytes/s into one device from those that links connect it to, all axes together.
 
         An axis of a TPU slice is a ring, fed from both sides, where it has the length that
         closes it (16 chips in v5e and v6e, 4 in the others).
         """
         if self.chip.platform == "gpu":
-            # Of several nodes each GPU has its own network card.
-            return self.chip.link_bandwidth if self.nodes == 1 else self.chip.network_bandwidth
+            return self.chip.link_bandwidth
         ring = 16 if self.chip.torus_axes == 2 else 4
         directions = sum(2 if size >= ring else 1 for size in self.sizes if size > 1)
         return max(directions, 1) * self.chip.link_bandwidth

@@ -17,8 +17,8 @@ def tune(
     config: Config, topology: Topology, try_one: Callable[[Config], Forecast]
 ) -> Iterator[Forecast]:
     """The forecast of every candidate, as they come: parameters replicated (data) and split
-    (fsdp) over as many devices of a slice as divide the model; of each remat policy the largest
-    microbatch that fits.
+    (fsdp) over as many devices of a slice, of a node and of all nodes as divide the model; of each
+    remat policy the largest microbatch that fits.
 
     BadInput if the batch cannot be split over the devices.
     """
@@ -48,9 +48,11 @@ def flags(forecast: Forecast) -> str:
 
 def _meshes(config: Config, topology: Topology) -> list[MeshConfig]:
     replicated = MeshConfig(data=-1, fsdp=1, tensor=1)
-    parts = math.gcd(config.model.d_model, topology.devices_per_slice)
-    split = MeshConfig(data=topology.devices // parts, fsdp=-1, tensor=1)
-    return [split, replicated] if parts > 1 else [replicated]
+    # GPUs: over those of a node, whose links are fast, and over all, where the memory is.
+    places = (topology.linked, topology.devices // topology.slices)
+    parts = dict.fromkeys(math.gcd(config.model.d_model, place) for place in places)
+    split = [MeshConfig(data=topology.devices // n, fsdp=-1, tensor=1) for n in parts if n > 1]
+    return [*split, replicated]
 
 
 def _microbatches(config: Config, devices: int) -> list[int]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ffn_alloc.planning import counting, hlo
-from ffn_alloc.planning.collectives import collectives, groups_of
+from ffn_alloc.planning.collectives import Collective, collectives, groups_of
 
 
 def compiled(function, *shapes):
@@ -156,14 +156,17 @@ ENTRY %main (a: bf16[16,8]) -> bf16[64,8] {
 
 
 def test_collectives_by_bytes():
-    found = {c.kind: c for c in collectives(hlo.parse(COLLECTIVES), devices_per_slice=4)}
+    found = {c.kind: c for c in collectives(hlo.parse(COLLECTIVES), devices=8, linked=4)}
     assert found["all-gather"].moved == 64 * 8 * 2 * 3 // 4
     assert found["all-reduce"].moved == 2 * 64 * 8 * 4 * 3 // 4
     assert found["reduce-scatter"].moved == 64 * 8 * 4 * 3 // 4
     assert found["all-to-all"].moved == 16 * 8 * 2 // 2
     assert found["all-gather"].blocks and not found["all-to-all"].blocks
-    assert not found["all-gather"].crosses
-    assert found["reduce-scatter"].crosses  # its groups are 0, 2, 4, 6 and 1, 3, 5, 7
+    assert found["all-gather"].cards == 0
+    assert found["reduce-scatter"].cards == 2  # its groups are 0, 2, 4, 6 and 1, 3, 5, 7
+
+
+TRANSPOSED = "mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0))"
 
 
 @pytest.mark.parametrize(
@@ -174,9 +177,70 @@ def test_collectives_by_bytes():
         ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=3] {'a'}", [[0, 3], [1, 4], [2, 5]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        # Devices in the order 0, 4, 1, 5, 2, 6, 3, 7.
+        (f"replica_groups={TRANSPOSED} {{'a'}}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (f"replica_groups={TRANSPOSED} {{'b'}}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        (f"replica_groups={TRANSPOSED} {{'a','b'}}", [[0, 4, 1, 5, 2, 6, 3, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([4]) {'b'}, x={1}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", [[0, 2], [1, 3]]),
+        # Halves of an axis of 4: its steps of 2, and of 1.
+        ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+        ("replica_groups={}, to_apply=%add", [[0, 1, 2, 3, 4, 5, 6, 7]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
-        ("to_apply=%add", []),
     ],
 )
 def test_groups(text, groups):
-    assert groups_of(text) == groups
+    assert groups_of(text, devices=8) == groups
+
+
+@pytest.mark.parametrize("text", ["replica_groups=@mesh {'a'}, x={{0,1}}", "to_apply=%add"])
+def test_groups_in_another_form_are_an_error(text):
+    with pytest.raises(ValueError, match="no groups"):
+        groups_of(text, devices=8)
+
+
+# As libtpu writes a sum over two slices of four chips, and what other transfers differ in.
+BETWEEN_SLICES = """
+ENTRY %main (a: bf16[32,8,128]) -> bf16[32,8,128] {
+  %a = bf16[32,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %after-all.6 = token[] after-all()
+  %send.6 = (bf16[32,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%a, %after-all.6), channel_id=13, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.84_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.6 = (bf16[32,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) recv(%after-all.6), channel_id=12, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.84_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.6 = token[] send-done(%send.6), channel_id=13, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %recv-done.6 = (bf16[32,8,128]{2,1,0:T(8,128)(2,1)}, token[]) recv-done(%recv.6), channel_id=12, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  ROOT %b = bf16[32,8,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%recv-done.6), index=0
+}
+"""  # noqa: E501
+GIVEN = 2 * 32 * 8 * 128
+PAIRS = "{{100000,200000},{100001,200001}}"
+
+
+@pytest.mark.parametrize(
+    "name, target, kind, moved",
+    [
+        ("ALL_REDUCE", '"{1,2}x{0:3}"', "all-reduce", GIVEN),  # 2 * 1/2 of it
+        ("ALL_REDUCE", '"{1,2,3,4}x{0:3}"', "all-reduce", GIVEN * 3 // 2),
+        ("REDUCE_SCATTER", PAIRS, "reduce-scatter", GIVEN // 2),
+        ("ALL_GATHER", '"{1,2,3,4}x{0:3}"', "all-gather", GIVEN * 3),  # it sends its part
+        ("ALL_TO_ALL", PAIRS, "all-to-all", GIVEN // 2),
+        ("ONE_TO_ONE", "{{100000->200000},{200000->100000}}", "collective-permute", GIVEN),
+    ],
+)
+def test_transfers_between_slices(name, target, kind, moved):
+    text = BETWEEN_SLICES.replace("ALL_REDUCE", name).replace('"{1,2}x{0:3}"', target)
+    program = hlo.parse(text)
+    assert collectives(program, devices=8, linked=4) == [Collective(kind, 1, moved, 1, False)]
+    assert counting.kernels(program) == []
+
+
+def test_a_transfer_and_a_collective_with_its_channel():
+    gather = "  %g = bf16[64,8,128]{2,1,0} all-gather(%a), channel_id=13, replica_groups={{0,1}}\n"
+    text = BETWEEN_SLICES.replace("  %send-done", gather + "  %send-done")
+    kinds = [move.kind for move in collectives(hlo.parse(text), devices=8, linked=4)]
+    assert kinds == ["all-reduce", "all-gather"]
+
+
+def test_a_transfer_that_is_not_known_is_an_error():
+    with pytest.raises(ValueError, match="BROADCAST"):
+        collectives(hlo.parse(BETWEEN_SLICES.replace("ALL_REDUCE", "BROADCAST")), 8, 4)

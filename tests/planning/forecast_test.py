@@ -9,7 +9,7 @@ import pytest
 
 from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import counting, hlo, roofline, topology
-from ffn_alloc.planning.collectives import Collective
+from ffn_alloc.planning.collectives import Collective, collectives
 from ffn_alloc.planning.counting import Kernel
 from ffn_alloc.planning.forecast import forecast, summary
 from ffn_alloc.planning.matrix_flops import matrix_flops
@@ -60,7 +60,7 @@ def test_what_there_is_not(text, slices, field):
         ("v5e:16x16", 4 * 4.5e10),  # two rings
         ("v5p:2x2x4", 4 * 9e10),  # the axis of 4 is a ring
         ("h100:8", 4.5e11),
-        ("h100:16", 5e10),  # over the network
+        ("h100:16", 4.5e11),  # inside a node
     ],
 )
 def test_link_bandwidth(text, bandwidth):
@@ -85,8 +85,8 @@ def test_a_prediction_by_hand():
         kernel("copy", 1, 0, 5 * 10**9),
     ]
     moves = [
-        Collective("all-gather", 2, 9 * 10**10, False, False),
-        Collective("all-reduce", 1, 45 * 10**9, False, True),
+        Collective("all-gather", 2, 9 * 10**10, 0, False),
+        Collective("all-reduce", 1, 45 * 10**9, 0, True),
     ]
     found = roofline.predict(kernels, moves, topology.parse("v5e:4x4"), RATES)
     assert found.matmul == pytest.approx(2 * 4 / 3 + 4)
@@ -96,6 +96,28 @@ def test_a_prediction_by_hand():
     assert found.collectives == pytest.approx(2 * 9e10 / (9e10 * 0.5))
     assert found.blocking == pytest.approx(1)
     assert found.step == pytest.approx(8 / 3 + 4 + 4.5 + 3.01 + 1)
+
+
+@pytest.mark.parametrize(
+    "groups, bandwidth",
+    [
+        ("{{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}", 4.5e11),  # NVLink
+        ("{{0,8},{1,9},{2,10},{3,11},{4,12},{5,13},{6,14},{7,15}}", 5e10),  # a card each
+        ("[2,8]<=[8,2]T(1,0)", 4 * 5e10),  # rings of four GPUs of each node
+        ("{}", 8 * 5e10),  # all cards of a node
+    ],
+)
+def test_gpus_of_two_nodes(groups, bandwidth):
+    program = hlo.parse(f"""
+ENTRY %main (a: f32[1024]) -> f32[1024] {{
+  %a = f32[1024]{{0}} parameter(0)
+  ROOT %sum = f32[1024]{{0}} all-reduce(%a), replica_groups={groups}, to_apply=%add
+}}
+""")
+    chips = topology.parse("h100:16")
+    (move,) = collectives(program, chips.devices, chips.linked)
+    found = roofline.predict([], [move], chips, RATES)
+    assert found.blocking == pytest.approx(move.moved / (bandwidth * 0.5))
 
 
 def test_calibration_replaces_rates_and_refuses_others(tmp_path):

@@ -54,6 +54,8 @@ def test_slices_are_data_parallel():
         (36, "h100:8", 1, [(2, -1, 1), (-1, 1, 1)]),  # 8 does not divide it, 4 does
         (36, "v5e:2x4", 2, [(4, -1, 1), (-1, 1, 1)]),
         (33, "h100:8", 1, [(-1, 1, 1)]),
+        (48, "h100:16", 1, [(2, -1, 1), (1, -1, 1), (-1, 1, 1)]),  # in a node; over both
+        (40, "h100:16", 1, [(2, -1, 1), (-1, 1, 1)]),  # 16 does not divide it
     ],
 )
 def test_parameters_are_split_over_what_divides_them(d_model, topology, slices, meshes):

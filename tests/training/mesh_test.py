@@ -101,7 +101,7 @@ def moves(shape: str, chunks: int = 1, optimizer: str = "adamw") -> dict:
         optimizer=dataclasses.replace(config.optimizer, name=optimizer),
     )
     program = hlo.parse(compile_train_step(config, mesh).as_text())
-    return collective_table(collectives(program, devices_per_slice=8))
+    return collective_table(collectives(program, 8, 8))
 
 
 def report(directory: Path) -> dict:
