@@ -8,6 +8,7 @@ microbatches and remat policies, and names the fastest that fits.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _CALIBRATE = flags.DEFINE_string("calibrate", None, "JSON file of measured rates
 
 
 def plan(config: Config) -> None:
+    if not 0 <= _PRICE.value < math.inf:
+        remedy = "Give what a chip-hour costs, or leave it out"
+        raise BadInput("--price", _PRICE.value, "is no finite number from 0 on", remedy)
     if _TOPOLOGY.value is None:
         _check_nothing_is_about_chips()
         print(json.dumps(ledger.summary(config)) if _JSON.value else ledger.picture(config))

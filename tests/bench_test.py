@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,6 +77,42 @@ def test_no_result_to_compare_with_is_said_before_any_work(tmp_path):
         speed.read(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize("key", speed._COMPARED)
+@pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity", "true", '"1"'])
+def test_a_result_that_no_run_has_is_refused(tmp_path, key, value):
+    path = tmp_path / "earlier.json"
+    good = {name: "1.5" for name in speed._COMPARED}
+    for values in (good, good | {key: value}):
+        path.write_text("{" + ", ".join(f'"{k}": {v}' for k, v in values.items()) + "}")
+        if values is good:
+            assert speed.read(path)[key] == 1.5
+    with pytest.raises(BadInput, match=f"--against.*{key}"):
+        speed.read(path)
+
+
+@pytest.mark.parametrize(
+    "device_kind, devices, says",
+    [
+        ("TPU v5 lite", 1, True),
+        ("TPU v5 lite", 4, False),  # of 2x2 or 1x4, which have other links
+        ("TPU7x", 2, True),  # one chip
+        ("TPU7x", 4, False),
+        ("NVIDIA H100 80GB HBM3", 4, True),
+        ("NVIDIA H100 80GB HBM3", 16, True),
+    ],
+)
+def test_where_there_is_a_prediction(device_kind, devices, says):
+    program = """
+ENTRY %main (a: f32[1024]) -> f32[1024] {
+  %a = f32[1024]{0} parameter(0)
+  ROOT %sum = f32[1024]{0} all-reduce(%a), replica_groups={}, to_apply=%add
+}
+"""
+    compiled = SimpleNamespace(as_text=lambda: program)
+    found = speed._predicted(device_kind, devices, compiled, None)
+    assert (found is not None) == says
+
+
 def test_without_a_prediction_there_is_nothing_to_calibrate(tmp_path):
     done = bench(f"--calibrate={tmp_path / 'rates.json'}")
     assert done.returncode == 2 and "--calibrate" in done.stderr
@@ -90,6 +127,7 @@ def test_rates_are_measured_and_used(tmp_path):
     done = bench("--json", "--steps=2", f"--calibrate={path}", verb=("-c", ON_A_CHIP))
     assert done.returncode == 0, done.stderr
     assert "TFLOP/s" in done.stderr and json.loads(done.stdout)["mfu_causal"] > 0
+    assert json.loads(path.read_text())["chip"] == "h100"
     assert roofline.rates(BY_NAME["h100"], path) != roofline.rates(BY_NAME["h100"])
     # An H100's own rates would give milliseconds, this CPU's give 0.3 s.
     assert json.loads(done.stdout)["predicted_step_seconds"] > 0.05

@@ -125,6 +125,13 @@ def test_picture_compares_with_the_baseline_to_the_last_parameter(tmp_path):
         ),
         (["--config=configs/baseline_285m.py", "--tune"], ["--tune", "--topology=v5e:4x4"]),
         (["--config=configs/baseline_285m.py", "--price=2"], ["--price", "--topology=v5e:4x4"]),
+        *[
+            (
+                ["--config=configs/baseline_285m.py", "--topology=h100:8", f"--price={price}"],
+                ["--price", "no finite number"],
+            )
+            for price in ("nan", "inf", "-1")
+        ],
     ],
 )
 def test_bad_input_leaves_standard_output_empty(arguments, names):

@@ -3,7 +3,8 @@ was measured on the machine at hand unless `--calibrate` brought it (`bench --ca
 
 Assumptions. Kernels and the collectives that block run one after the other; a kernel takes the
 longest of its FLOPs at the attained rate, its bytes at the attained bandwidth, and the shortest
-time of a kernel. A matrix product that sums over K reaches K / (K + half) of the attained rate.
+time of a kernel. A matrix product that sums over K reaches K / (K + half) of the attained rate,
+which is that of bfloat16; on GPUs one of float32 operands half of it (assumed: TF32's peak is).
 Copies and collectives in the background run beside them, each kind in a row of its own, and the
 longest row is the step: what overlap fails to hide is not in it, nor is waiting for the host.
 A collective that leaves its slice or node is as fast as the network alone: one's own share of it,
@@ -65,7 +66,7 @@ def rates(chip: Chip, calibration: Path | None = None) -> Rates:
     28 %, half of the products counted; streams 91 % of the bandwidth. By these the steps that
     were measured on that card took 0.97 to 1.03 times what is predicted; other GPUs are taken to
     be like it. TPU: 90 %; splash attention 45 and 40 %, assumed. BadInput for a file that names
-    anything else, or rates that the chip cannot have.
+    anything else or another chip, or rates that the chip cannot have.
     """
     gpu = chip.platform == "gpu"
     usual = Rates(
@@ -89,7 +90,9 @@ def predict(
     """The prediction for one device of the topology."""
     seconds = {kind: 0.0 for kind in ("matmul", "attention", "memory", "copy")}
     for kernel in kernels:
-        seconds[kernel.kind.split("_")[0]] += kernel.times * _kernel_seconds(kernel, rates)
+        slow = topology.chip.platform == "gpu" and "f32" in kernel.dtypes
+        once = _kernel_seconds(kernel, rates, 0.5 if slow else 1.0)
+        seconds[kernel.kind.split("_")[0]] += kernel.times * once
     moving = {True: 0.0, False: 0.0}
     for move in collectives:
         bandwidth = topology.link_bandwidth
@@ -107,13 +110,13 @@ def predict(
     )
 
 
-def _kernel_seconds(kernel: Kernel, rates: Rates) -> float:
+def _kernel_seconds(kernel: Kernel, rates: Rates, matmul_share: float) -> float:
     moving = kernel.bytes / rates.memory_bandwidth
     if kernel.kind == "copy":
         return moving
     length = max(kernel.contraction, 1)
     rate = {
-        "matmul": rates.matmul_flops * length / (length + rates.matmul_half_length),
+        "matmul": matmul_share * rates.matmul_flops * length / (length + rates.matmul_half_length),
         "attention_forward": rates.attention_forward_flops,
         "attention_backward": rates.attention_backward_flops,
     }.get(kernel.kind, math.inf)
@@ -129,6 +132,10 @@ def _measured(path: Path, chip: Chip) -> dict[str, float]:
         raise BadInput("--calibrate", str(path), f"cannot be read ({error})", remedy) from error
     if not isinstance(values, dict):
         raise BadInput("--calibrate", str(path), "is no JSON object", remedy)
+    named = values.pop("chip", chip.name)  # in what `bench --calibrate` wrote
+    if named != chip.name:
+        problem = f"is what the rates are of, not of {chip.name}"
+        raise BadInput("--calibrate chip", named, problem, f"Give rates measured on a {chip.name}")
     for name, value in values.items():
         if name not in most:
             raise BadInput(f"--calibrate {name}", value, "is no rate", remedy)

@@ -1,6 +1,7 @@
 """A measured speed beside the predicted one, and beside an earlier one."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def summary(
 ) -> dict[str, Any]:
     """JSON values: seconds, tokens/s of all devices, bytes of one; MFU None without a peak.
 
-    The prediction is by the rates in the file `calibration`, or the usual ones."""
+    The prediction is by the rates in the file `calibration`, or the usual ones; None for several
+    TPU chips (`plan` predicts them)."""
     chip = chip_of(device_kind)
     flops = accounting.training_flops(config.model, config.data.sequence_length)
     tokens_per_second = config.tokens_per_step / measured.median
@@ -65,11 +67,18 @@ def read(path: Path) -> dict[str, Any]:
     """An earlier summary; BadInput if the file holds none."""
     try:
         values = json.loads(path.read_text())
-        if all(isinstance(values[key], int | float) for key in _COMPARED):
-            return values
+        wrong = [key for key in _COMPARED if not _positive(values[key])]
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise BadInput("--against", str(path), "holds no result", "Give what bench --json printed")
+        wrong = ["anything"]
+    if wrong:
+        problem = f"holds no result ({wrong[0]} is no finite number above 0)"
+        raise BadInput("--against", str(path), problem, "Give what bench --json printed")
+    return values
+
+
+def _positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value <= sys.float_info.max
 
 
 def ratios(values: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +101,9 @@ def text(values: dict[str, Any]) -> str:
             f"  MFU           {values['mfu_causal']:.1%} (causal attention), "
             f"{values['mfu_full']:.1%} (full)"
         )
+    several = values["device"].startswith("TPU") and values["devices"] > 1
+    if values["predicted_step_seconds"] is None and several:
+        lines.append("  predicted     not for several TPU chips; `plan` knows a slice's links")
     if values["predicted_step_seconds"] is not None:
         lines.append(f"  predicted     {values['predicted_step_seconds']:.4f} s by the roofline")
     lines += [
@@ -111,10 +123,12 @@ def text(values: dict[str, Any]) -> str:
 def _predicted(
     device_kind: str, devices: int, compiled: Any, calibration: Path | None
 ) -> float | None:
+    """None where we cannot say: for a device or a kernel that we do not know, and for several TPU
+    chips, whose links depend on the form of a slice that nothing here names."""
     chip = chip_of(device_kind)
-    if chip is None:
+    if chip is None or (chip.platform == "tpu" and devices > chip.per_chip):
         return None
-    topology = Topology(chip, (devices, *(1,) * max(chip.torus_axes - 1, 0)), 1)
+    topology = Topology(chip, (1,) * chip.torus_axes or (devices,), 1)
     program = hlo.parse(compiled.as_text())
     try:
         found = counting.kernels(program)

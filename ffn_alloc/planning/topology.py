@@ -50,13 +50,16 @@ class Topology:
     def link_bandwidth(self) -> float:
         """Bytes/s into one device from those that links connect it to, all axes together.
 
-        An axis of a TPU slice is a ring, fed from both sides, where it has the length that
-        closes it (16 chips in v5e and v6e, 4 in the others).
+        An axis of a TPU slice is a ring, fed from both sides, where links close it: of 16 chips
+        in v5e and v6e; in the others every axis of a slice of whole 4x4x4 cubes, and none of
+        another.
         """
         if self.chip.platform == "gpu":
             return self.chip.link_bandwidth
-        ring = 16 if self.chip.torus_axes == 2 else 4
-        directions = sum(2 if size >= ring else 1 for size in self.sizes if size > 1)
+        cubes = self.chip.torus_axes == 3 and not any(size % 4 for size in self.sizes)
+        rings = [cubes or (self.chip.torus_axes == 2 and size >= 16) for size in self.sizes]
+        axes = zip(self.sizes, rings, strict=True)
+        directions = sum(2 if ring else 1 for size, ring in axes if size > 1)
         return max(directions, 1) * self.chip.link_bandwidth
 
     @property

@@ -95,7 +95,7 @@ def write(timings: list[Timing], chip: Chip, path: Path) -> None:
             seen = f"{name} seemed to be {found[name]:.3g}, more than the chip {chip.name} has"
             print(f"{seen}: {most:.4g} is written; larger shapes say more", file=sys.stderr)
             found[name] = most
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps({"chip": chip.name, **found}, indent=1) + "\n")
 
 
 def _products(config: Config, M: int) -> Iterator[Timing]:

@@ -58,7 +58,12 @@ def test_what_there_is_not(text, slices, field):
     [
         ("v5e:4x4", 2 * 4.5e10),  # two axes, no ring
         ("v5e:16x16", 4 * 4.5e10),  # two rings
-        ("v5p:2x2x4", 4 * 9e10),  # the axis of 4 is a ring
+        ("v5e:8x16", 3 * 4.5e10),
+        ("v5p:2x2x4", 3 * 9e10),  # no whole cube, no ring
+        ("v4:2x4x4", 3 * 4.5e10),
+        ("v5p:4x4x4", 6 * 9e10),  # a cube: three rings
+        ("tpu7x:4x4x8", 6 * 4.5e10),
+        ("v5p:1x2x1", 9e10),
         ("h100:8", 4.5e11),
         ("h100:16", 4.5e11),  # inside a node
     ],
@@ -96,6 +101,21 @@ def test_a_prediction_by_hand():
     assert found.collectives == pytest.approx(2 * 9e10 / (9e10 * 0.5))
     assert found.blocking == pytest.approx(1)
     assert found.step == pytest.approx(8 / 3 + 4 + 4.5 + 3.01 + 1)
+
+
+@pytest.mark.parametrize(
+    "chips, dtypes, seconds",
+    [
+        ("h100:1", ("bf16",), 2.0),
+        ("h100:1", ("f32",), 4.0),  # as TF32
+        ("h100:1", ("bf16", "f32"), 4.0),
+        ("v5e:1x1", ("f32",), 2.0),  # as bf16 unless more is asked for
+    ],
+)
+def test_products_of_float32(chips, dtypes, seconds):
+    kernels = [kernel("matmul", 1, 10**12, 0, 100, dtypes)]
+    found = roofline.predict(kernels, [], topology.parse(chips), RATES)
+    assert found.step == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +171,15 @@ def test_rates_of_a_faster_chip_are_refused(tmp_path):
     path.write_text('{"matmul_flops": 7e14}')
     with pytest.raises(BadInput, match="at most the 3.12e.14 of a100"):
         roofline.rates(topology.parse("a100:1").chip, path)
+
+
+def test_rates_of_another_chip_are_refused(tmp_path):
+    """Of an A100's an H100 would be capable."""
+    path = tmp_path / "rates.json"
+    path.write_text('{"chip": "a100", "matmul_flops": 2.3e14}')
+    assert roofline.rates(topology.parse("a100:1").chip, path).matmul_flops == 2.3e14
+    with pytest.raises(BadInput, match="a100.*not of h100"):
+        roofline.rates(topology.parse("h100:1").chip, path)
 
 
 def test_ledger_by_hand():
