@@ -63,6 +63,8 @@ def trial(forecast: Forecast) -> str:
     kind = "replicated" if config.mesh.fsdp == 1 else split
     head = f"  parameters {kind:<12}  remat {config.model.remat:<4}  "
     head += f"microbatch {config.train.microbatch_size:4}  "
+    if config.train.loss_chunks > 1:
+        head += f"loss chunks {config.train.loss_chunks}  "
     if not forecast.fits:
         return head + "does not fit"
     size = forecast.compiled["peak_bytes"] / 2**30

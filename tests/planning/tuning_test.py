@@ -22,6 +22,16 @@ def fake(fits):
     return try_one
 
 
+def largest_fitting(tried):
+    """By mesh and policy."""
+    found = {}
+    for t in tried:
+        key, size = (t.config.mesh.fsdp, t.config.model.remat), t.config.train.microbatch_size
+        if t.fits:
+            found[key] = max(size, found.get(key, 0))
+    return found
+
+
 def test_the_largest_microbatch_that_fits_of_each_policy_and_mesh():
     small = {"none": 8, "save": 16, "full": 32}
     tried = list(
@@ -29,18 +39,59 @@ def test_the_largest_microbatch_that_fits_of_each_policy_and_mesh():
             CONFIG, parse("h100:8"), fake(lambda c: c.train.microbatch_size <= small[c.model.remat])
         )
     )
-    fitting = [(t.config.mesh.fsdp, t.config.model.remat) for t in tried if t.fits]
-    assert fitting == [(fsdp, remat) for fsdp in (-1, 1) for remat in ("none", "save", "full")]
+    assert largest_fitting(tried) == {
+        (fsdp, remat): small[remat] for fsdp in (-1, 1) for remat in ("none", "save", "full")
+    }
     sizes = [t.config.train.microbatch_size for t in tried if t.config.model.remat == "none"]
-    assert sizes == [64, 32, 16, 8] * 2
+    assert sizes == [64, 16, 8] * 2
     chosen = tuning.best(tried)
     assert (chosen.config.model.remat, chosen.config.mesh.fsdp) == ("save", 1)
     assert "--config.train.microbatch_size=16 --config.model.remat=save" in tuning.flags(chosen)
 
 
+@pytest.mark.parametrize(
+    "batch, length, most, found, compiles",
+    [
+        (192, 2048, 32, 24, 1),
+        (192, 2048, 23, 12, 4),  # 24 = 8 * 3, of which 16 is no divisor
+        (192, 2048, 7, 6, 4),
+        (80, 2048, 9, 5, 3),
+        (56, 2048, 1, 1, 2),
+        (8192, 128, 600, 512, 1),  # 65536 tokens
+        (8192, 128, 100, 64, 4),
+        (8192, 4096, 600, 16, 1),
+        (8, 131072, 600, 1, 1),
+    ],
+)
+def test_every_divisor_up_to_so_many_tokens(batch, length, most, found, compiles):
+    changes = {"train.global_batch_size": batch, "data.sequence_length": length}
+    config = tiny_config(**changes)
+    fits = fake(lambda c: c.train.microbatch_size <= 8 * most)
+    tried = list(tuning.tune(config, parse("h100:8"), fits))
+    assert set(largest_fitting(tried).values()) == {8 * found}
+    assert len(tried) == compiles * 2 * 3
+
+
 def test_nothing_fits():
     tried = list(tuning.tune(CONFIG, parse("h100:1"), fake(lambda _: False)))
     assert tried and tuning.best(tried) is None
+
+
+def test_the_loss_in_chunks_is_the_last_resort():
+    in_chunks = fake(lambda c: c.train.loss_chunks > 1)
+    tried = list(tuning.tune(CONFIG, parse("h100:8"), in_chunks))
+    last = [t.config for t in tried if t.config.train.loss_chunks > 1]
+    assert last == [t.config for t in tried[-2:]] and {c.mesh.fsdp for c in last} == {-1, 1}
+    for config in last:
+        assert (config.model.remat, config.train.microbatch_size) == ("full", 8)
+        assert config.data.sequence_length % config.train.loss_chunks == 0
+    text = tuning.flags(tuning.best(tried))
+    assert f" --config.train.loss_chunks={last[0].train.loss_chunks} " in text
+    some = list(tuning.tune(CONFIG, parse("h100:8"), fake(lambda c: c.mesh.fsdp == 1)))
+    assert all(t.config.train.loss_chunks == 1 for t in some)
+    chosen = tiny_config(**{"train.global_batch_size": 64, "train.loss_chunks": 2})
+    own = list(tuning.tune(chosen, parse("h100:8"), fake(lambda _: False)))
+    assert all(t.config.train.loss_chunks == 2 for t in own)
 
 
 def test_slices_are_data_parallel():
