@@ -50,11 +50,11 @@ def collectives(program: Program, devices: int, linked: int) -> list[Collective]
     found, seen = [], set()
     for computation, instruction, times in program.run():
         for kind, inner, where in _in(program, computation, instruction):
-            # An asynchronous one stands in several fusions, with one channel (TPU: another
-            # opcode may have the same).
+            # An asynchronous one stands in several fusions, with one channel; in a TPU's program
+            # of several slices another opcode, or one started later, may have the same.
             channel = inner.attribute(r"channel_id=(\d+)") or inner.name
             key = (inner.opcode, channel, times)
-            if key not in seen:
+            if key not in seen or instruction.name.startswith("async-collective-start"):
                 seen.add(key)
                 groups = groups_of(inner.attributes, devices)
                 cards = 1 if inner.opcode == "send" else _cards(kind, groups, linked)

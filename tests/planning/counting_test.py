@@ -241,6 +241,29 @@ def test_a_transfer_and_a_collective_with_its_channel():
     assert kinds == ["all-reduce", "all-gather"]
 
 
+CHAINS = """
+%gather (p: bf16[16,8]) -> bf16[64,8] {
+  %p = bf16[16,8]{1,0} parameter(0)
+  ROOT %g = bf16[64,8]{1,0} all-gather(%p), channel_id=11, replica_groups={{0,1,2,3}}
+}
+
+ENTRY %main (a: bf16[16,8]) -> bf16[64,8] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  %async-collective-start.9 = bf16[64,8]{1,0} fusion(%a), kind=kCustom, calls=%gather
+  %fusion.382 = bf16[64,8]{1,0} fusion(%a), kind=kCustom, calls=%gather
+  %async-collective-done.9 = bf16[64,8]{1,0} fusion(%a), kind=kCustom, calls=%gather
+  %async-collective-start.16 = bf16[64,8]{1,0} fusion(%a), kind=kCustom, calls=%gather
+  ROOT %async-collective-done.16 = bf16[64,8]{1,0} fusion(%a), kind=kCustom, calls=%gather
+}
+"""
+
+
+def test_two_asynchronous_ones_with_one_channel():
+    """As they stand in a program for two slices."""
+    found = collectives(hlo.parse(CHAINS), devices=8, linked=4)
+    assert found == [Collective("all-gather", 1, 64 * 8 * 2 * 3 // 4, 0, False)] * 2
+
+
 def test_a_transfer_that_is_not_known_is_an_error():
     with pytest.raises(ValueError, match="BROADCAST"):
         collectives(hlo.parse(BETWEEN_SLICES.replace("ALL_REDUCE", "BROADCAST")), 8, 4)
