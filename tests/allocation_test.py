@@ -203,3 +203,7 @@ def test_groups_concatenate_back(widths):
     groups = group_layers(widths)
     assert [group.ffn_dim for group in groups for _ in range(group.num_layers)] == widths
     assert all(a.ffn_dim != b.ffn_dim for a, b in zip(groups, groups[1:], strict=False))
+
+
+def test_a_single_layer_of_a_single_unit():
+    assert solve("uniform", 1, 1, 1) == (1,)

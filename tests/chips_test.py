@@ -2,7 +2,7 @@
 
 import pytest
 
-from ffn_alloc.chips import chip_of
+from ffn_alloc.chips import BY_NAME, chip_of
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,10 @@ def test_peaks(kind, peak):
 def test_memories_of_one_gpu(size, bandwidth):
     chip = chip_of(f"NVIDIA A100-SXM4-{size}GB")
     assert (chip.memory_bytes, chip.memory_bandwidth) == (size << 30, bandwidth)
+
+
+def test_every_chip_is_of_its_platform():
+    assert list(BY_NAME) == "v4 v5e v5p v6e tpu7x a100_40gb a100 h100 h200".split()
+    for name, chip in BY_NAME.items():
+        assert chip.platform == ("gpu" if name[0] in "ah" else "tpu")
+        assert (chip.torus_axes > 0) == (chip.platform == "tpu")

@@ -139,3 +139,9 @@ def test_bad_input_leaves_standard_output_empty(arguments, names):
     assert done.returncode == 2
     assert done.stdout == ""
     assert all(name in done.stderr for name in names)
+
+
+def test_the_length_of_a_run_in_tokens_and_flops():
+    words = " ".join(ledger.picture(from_dict(paper.get_config("middle90_570m").to_dict())).split())
+    assert "11,404,312,576 tokens, 20.00 a parameter" in words  # of 570,225,920
+    assert "4.61e+19 training FLOPs (causal attention)" in words  # 4,044,226,560 a token

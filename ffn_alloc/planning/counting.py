@@ -72,7 +72,7 @@ def _kernel(
     if opcode.endswith("-start") and not products:
         if any(kind_of(part) for _, part in inside):
             return None
-        return Kernel(name, "copy", times, 0, _bytes_of(instruction.arrays[:1]), 0, ())
+        return Kernel(name, "copy", times, 0, _copied(instruction), 0, ())
     moved = _traffic(program, computation, instruction)
     if not products:
         return Kernel(name, "memory", times, 0, moved, 0, ())
@@ -85,6 +85,14 @@ def _kernel(
         max(product.contraction for product in products),
         tuple(sorted({dtype for product in products for dtype in product.dtypes})),
     )
+
+
+def _copied(instruction: Instruction) -> int:
+    """Bytes of main memory that an asynchronous copy reads and writes. Its type is (copy, source,
+    …), or of one that takes a part ((source, …), part, …)."""
+    arrays = instruction.arrays
+    ends = [arrays[0], arrays[len(instruction.operands)]]
+    return min(end.bytes for end in ends) * sum(not end.on_chip for end in ends)
 
 
 def _custom_call(computation: Computation, instruction: Instruction, times: int) -> Kernel | None:

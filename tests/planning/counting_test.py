@@ -131,6 +131,28 @@ def test_calls_of_a_library_are_products_and_marks_are_nothing():
     assert (found.kind, found.flops, found.contraction) == ("matmul", 2 * 64 * 32 * 16, 32)
 
 
+COPIES = """
+ENTRY %main (a: bf16[64,32], i: s32[]) -> bf16[16,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %c = (bf16[64,32]{1,0:S(1)}, bf16[64,32]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %d = bf16[64,32]{1,0:S(1)} copy-done(%c)
+  %b = (bf16[64,32]{1,0}, bf16[64,32]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %e = bf16[64,32]{1,0} copy-done(%b)
+  %s = ((bf16[64,32]{1,0}), bf16[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:16], [0:32]}
+  %f = bf16[16,32]{1,0:S(1)} slice-done(%s)
+  %t = ((bf16[64,32]{1,0}, s32[], s32[]), bf16[16,32]{1,0:S(1)}, s32[]{:S(2)}) dynamic-slice-start(%a, %i, %i), dynamic_slice_sizes={16,32}
+  ROOT %g = bf16[16,32]{1,0:S(1)} dynamic-slice-done(%t)
+}
+"""  # noqa: E501
+
+
+def test_copies_in_the_background_by_what_main_memory_reads_and_writes():
+    found = {kernel.name: kernel.bytes for kernel in counting.kernels(hlo.parse(COPIES))}
+    whole, part = 64 * 32 * 2, 16 * 32 * 2
+    assert found == {"c": whole, "b": 2 * whole, "s": part, "t": part}
+
+
 COLLECTIVES = """
 %fused (p: f32[64,8]) -> f32[16,8] {
   %p = f32[64,8]{1,0} parameter(0)
@@ -164,6 +186,15 @@ def test_collectives_by_bytes():
     assert found["all-gather"].blocks and not found["all-to-all"].blocks
     assert found["all-gather"].cards == 0
     assert found["reduce-scatter"].cards == 2  # its groups are 0, 2, 4, 6 and 1, 3, 5, 7
+
+
+def test_a_sum_in_a_fusion_that_keeps_the_whole_is_no_scatter():
+    whole = COLLECTIVES.replace(
+        "ROOT %part = f32[16,8]{1,0} dynamic-slice(%sum, %i, %i), dynamic_slice_sizes={16,8}",
+        "ROOT %part = f32[64,8]{1,0} add(%sum, %sum)",
+    )
+    found = [c for c in collectives(hlo.parse(whole), devices=8, linked=4) if c.cards]
+    assert [(c.kind, c.moved) for c in found] == [("all-reduce", 2 * 64 * 8 * 4 * 3 // 4)]
 
 
 TRANSPOSED = "mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0))"
