@@ -26,7 +26,6 @@ FIELDS = sorted(
 
 # Fields whose reading no attribute shows, and where they are read instead.
 READ_OTHERWISE = {
-    "mesh.data": "make_mesh reads all axes by dataclasses.asdict",
     "mesh.tensor": "make_mesh reads all axes by dataclasses.asdict",
 }
 

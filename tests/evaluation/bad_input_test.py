@@ -101,7 +101,7 @@ def test_refused(saved, tmp_path, monkeypatch, flags, change, part):
     arguments = ["--workdir=DIR/run", *flags] if "--workdir" not in str(flags) else flags
     with pytest.raises(BadInput) as error:
         evaluate.evaluate(
-            evaluate._PARSER.parse_args([a.replace("DIR", str(directory)) for a in arguments])
+            evaluate.PARSER.parse_args([a.replace("DIR", str(directory)) for a in arguments])
         )
     assert part in str(error.value)
     assert len(error.value.remedy) > 10
