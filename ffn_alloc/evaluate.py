@@ -11,23 +11,11 @@ import sys
 
 from ffn_alloc import cli
 from ffn_alloc.data.storage import cache_root
-from ffn_alloc.errors import EXIT_PREEMPTED, BadInput
+from ffn_alloc.errors import EXIT_PREEMPTED
 from ffn_alloc.evaluation import following, generation, suites, table
+from ffn_alloc.evaluation.arguments import PARSER, check
 from ffn_alloc.evaluation.runs import load_run, read_record
 from ffn_alloc.training import host
-
-PARSER = argparse.ArgumentParser("python -m ffn_alloc.evaluate", allow_abbrev=False)
-PARSER.add_argument("--workdir", required=True, help="directory of the run")
-PARSER.add_argument("--step", help="N, last (default), all or missing")
-PARSER.add_argument("--suite", choices=list(suites.SUITES), help="default: quick")
-PARSER.add_argument("--tasks", default="", help="tasks of the harness, and validation")
-PARSER.add_argument("--task_data", default="", help="DIR with DIR/TASK/SPLIT.jsonl[.gz]")
-PARSER.add_argument("--limit", type=int, default=0, help="items of each task; 0: all")
-PARSER.add_argument("--watch", action="store_true", help="follow a running training to its end")
-PARSER.add_argument("--prompt", help="a text to be continued; nothing is scored then")
-PARSER.add_argument("--max_new_tokens", type=int, default=100)
-PARSER.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-PARSER.add_argument("--seed", type=int, default=0, help="of the sampling")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -52,14 +40,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     else:
         results = following.score(scoring, steps, only_missing=arguments.step == "missing")
     print(table.text(results) if results else "nothing was missing")
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """BadInput for what no run could be scored with."""
-    if arguments.watch and arguments.step:
-        remedy = "Leave it out: every checkpoint is scored"
-        raise BadInput("--step", arguments.step, "is not for --watch", remedy)
-    following.check_step(arguments.step or "last")
 
 
 def _stop(number: int, _: object) -> None:

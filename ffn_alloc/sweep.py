@@ -6,9 +6,7 @@ Exit codes: 0 all done (or only printed), 1 some failed, 2 bad input, 75 stopped
 """
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import signal
 import sys
 from collections.abc import Callable
@@ -54,7 +52,10 @@ def sweep(arguments: argparse.Namespace) -> None:
     if not arguments.dir:
         raise BadInput("--dir", arguments.dir, "is empty", "Name a directory")
     if arguments.then_evaluate is not None:
-        _check_evaluation(arguments.then_evaluate)
+        from ffn_alloc.evaluation.arguments import check_later  # which imports jax
+
+        words = launchers.words("--then-evaluate", arguments.then_evaluate)
+        check_later("--then-evaluate", words)
     directory = local_path("--dir", arguments.dir)
     runs, duplicates = grid.expand(directory, bases, specs, seeds, arguments.overrides, cli.load)
     if duplicates:
@@ -85,23 +86,6 @@ def _bases(arguments: argparse.Namespace) -> dict[str, list[str]]:
     if not names:
         raise BadInput("--sizes", sizes, "names no size", f"Give some of {_SIZES}")
     return grid.bases(arguments.config, names)
-
-
-def _check_evaluation(arguments: str) -> None:
-    """BadInput now, not after a training."""
-    from ffn_alloc import evaluate  # which imports jax
-
-    complaint, words = io.StringIO(), launchers.words("--then-evaluate", arguments)
-    remedy = "Give arguments of python -m ffn_alloc.evaluate, without --workdir or --prompt"
-    try:
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
-            given = evaluate.PARSER.parse_args(["--workdir=", *words])
-            evaluate.check(given)
-    except SystemExit as error:
-        problem = complaint.getvalue().strip().rpartition("error: ")[2] or "scores nothing"
-        raise BadInput("--then-evaluate", arguments, problem, remedy) from error
-    if given.workdir or given.prompt is not None:
-        raise BadInput("--then-evaluate", arguments, "does not score the sweep's run", remedy)
 
 
 def _predictor(name: str) -> Callable[[Config], float]:

@@ -90,8 +90,8 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
     num_workers = num_workers or workers.available_cores()
     run = run or functools.partial(_in_processes, num_workers=num_workers)
     if not (directory / manifest.NAME).exists():
+        names = source_files.names(config.data)  # before any of them is read
         units = sources.split(config.data)
-        names = source_files.names(config.data)
         _check_usable(directory, plan)  # before even a lock file appears
         with full_disk_explained(directory), storage.locked(directory, _FIELD):
             if not (directory / manifest.NAME).exists():

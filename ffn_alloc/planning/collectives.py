@@ -11,7 +11,7 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 # Of these a ring enters a node once, through the cards of all its devices there together.
 _RINGS = ("all-gather", "all-reduce", "reduce-scatter")
 # TPU, between slices: libtpu's names in the attributes of `send`, whose operand is what an
-# all-gather's, an all-reduce's, … would be (seen in programs of jax 0.10 and 0.11).
+# all-gather's, an all-reduce's, … would be (seen in programs of jax 0.10.2).
 _BETWEEN_SLICES = {
     "ALL_GATHER": "all-gather",
     "ALL_REDUCE": "all-reduce",

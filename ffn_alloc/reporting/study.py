@@ -4,9 +4,8 @@ Shapes: S runs, N items.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -260,10 +259,8 @@ def _distinct_labels(sizes: Sequence[SizeStudy]) -> tuple[SizeStudy, ...]:
     ]
     for fact in (*facts, "".join(facts)):
         models = [size.baseline.first.config.model for size in sizes]
-        ends = [fact.format(**dataclasses.asdict(model)) for model in models]
+        ends = [fact.format(**asdict(model)) for model in models]
         labels = [size.label + end for size, end in zip(sizes, ends, strict=True)]
         if len(set(labels)) == len(labels):
             break
-    return tuple(
-        dataclasses.replace(size, label=label) for size, label in zip(sizes, labels, strict=True)
-    )
+    return tuple(replace(size, label=label) for size, label in zip(sizes, labels, strict=True))
