@@ -18,7 +18,7 @@ import numpy as np
 
 from ffn_alloc.config import ModelConfig
 from ffn_alloc.errors import BadInput
-from ffn_alloc.model.decoder import Params, restack_layers, unstack_layers
+from ffn_alloc.model.stacking import Params, restack_layers, unstack_layers
 
 _ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
 _FFN = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}

@@ -38,12 +38,12 @@ def prefill(
     """
     free = ((0, 0), (0, length - tokens_BT.shape[1]), (0, 0), (0, 0))
 
-    def layer(module: DecoderLayer, x_BTD: jax.Array, rotary: Rotary, _: None) -> Any:
+    def layer(module: DecoderLayer, x_XD: jax.Array, rotary: Rotary, _: None) -> Any:
         def attend_heads(q_BTNH, k_BTKH, v_BTKH):
             kept = {"key": jnp.pad(k_BTKH, free), "value": jnp.pad(v_BTKH, free)}
             return attend(q_BTNH, k_BTKH, v_BTKH, None, kernel), kept
 
-        return module.apply(x_BTD, rotary, attend_heads)
+        return module(x_XD, rotary, attend_heads)
 
     positions_1T = jnp.arange(tokens_BT.shape[1])[None]
     return run_layers(params, tokens_BT, positions_1T, model, layer, unroll)
@@ -61,14 +61,14 @@ def decode(
     """(hidden states [B, 1, D] of one token a row at its position, the cache with it added)."""
     rows_B = jnp.arange(tokens_B.shape[0])
 
-    def layer(module: DecoderLayer, x_B1D: jax.Array, rotary: Rotary, given: Any) -> Any:
+    def layer(module: DecoderLayer, x_XD: jax.Array, rotary: Rotary, given: Any) -> Any:
         def attend_heads(q_B1NH, k_B1KH, v_B1KH):
             k_BSKH = given["key"].at[rows_B, positions_B].set(k_B1KH[:, 0])
             v_BSKH = given["value"].at[rows_B, positions_B].set(v_B1KH[:, 0])
             kept = {"key": k_BSKH, "value": v_BSKH}
             return attend_cached(q_B1NH, k_BSKH, v_BSKH, positions_B), kept
 
-        return module.apply(x_B1D, rotary, attend_heads)
+        return module(x_XD, rotary, attend_heads)
 
     return run_layers(
         params, tokens_B[:, None], positions_B[:, None], model, layer, unroll, given=cache

@@ -8,7 +8,10 @@ stacked on a leading axis L and run by one `lax.scan`:
      "final_norm": {"gain": [D]},
      "unembedding": {"kernel": [D, V]}}        # absent when the embeddings are tied
 
-Shapes: B batch, T positions, D d_model, V vocabulary, L layers of a group.
+Where no loop is left, layers may also be laid out one by one (stacking.py).
+
+Shapes: B batch, T positions, X tokens (B, T; or B * T in one axis), D d_model, V vocabulary,
+L layers of a group.
 """
 
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from jax.sharding import PartitionSpec
 
 from ffn_alloc.allocation import LayerGroup, group_layers
 from ffn_alloc.config import ModelConfig
+from ffn_alloc.model.attention import attend
 from ffn_alloc.model.layers import (
     SAVED_NAMES,
     SAVED_UNROLLED,
@@ -31,14 +35,14 @@ from ffn_alloc.model.layers import (
     random_matrix,
     rotary_tables,
 )
+from ffn_alloc.model.stacking import Params, ffn_is_whole
 
-Params = dict[str, Any]
 Rotary = tuple[jax.Array, jax.Array]
 
 _WIDE = 10  # times the uniform width
 
-# Activations [B, T, D], over axes of the ambient mesh where there is one.
-_BATCH_SPLIT = PartitionSpec(("data", "fsdp"), None, None)
+# Activations [B, T, D] or [B * T, D], over axes of the ambient mesh where there is one.
+_BATCH_SPLIT = PartitionSpec(("data", "fsdp"))
 
 
 def init_params(model: ModelConfig, seed: int | jax.Array) -> Params:
@@ -131,8 +135,11 @@ def hidden_states(
     if positions_BT is None:
         positions_BT = np.arange(tokens_BT.shape[1])[None]
 
-    def layer(module: DecoderLayer, x_BTD: jax.Array, rotary: Rotary, _: None) -> Any:
-        return module(x_BTD, rotary, segment_ids_BT, kernel), None
+    def layer(module: DecoderLayer, x_XD: jax.Array, rotary: Rotary, _: None) -> Any:
+        def causal(q_BTNH, k_BSKH, v_BSKH):
+            return attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, kernel), None
+
+        return module(x_XD, rotary, causal)
 
     return run_layers(params, tokens_BT, positions_BT, model, layer, unroll)[0]
 
@@ -148,35 +155,49 @@ def run_layers(
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Embedding, layers and final norm: ([B, T, D], what the layers gave out).
 
-    `layer(module, x_BTD, rotary, its part of given)` runs one layer and returns the new x_BTD
+    `layer(module, x_XD, rotary, its part of given)` runs one layer and returns the new x_XD
     and anything else; `given` and what is given out are stacked by group, as parameters are.
+
+    Between layers laid out one after the other tokens are one axis, as products have them: XLA for
+    GPUs copies a residual that is reshaped before it is added to a product (0.9 % of a step,
+    modelled). In a loop they keep their two (one would cost 1 to 2 % on v5e, modelled).
     """
-    rotary = rotary_tables(positions_BT, model.head_dim, model.rope_theta)
+    rotary = rotary_tables(positions_BT, model.head_dim, model.rope_theta, model.compute_dtype)
     table_VD = params["embedding"]["table"]
     # Whole on every device: a split table under a split batch makes XLA rematerialise. Float32,
     # so that the gradients of a frequent token add up in float32.
     whole_VD = _constrain(table_VD, PartitionSpec(None, None))
-    x_BTD = _constrain(whole_VD[tokens_BT].astype(model.compute_dtype))
+    x_XD = _constrain(whole_VD[tokens_BT].astype(model.compute_dtype))
+    if unroll > 1:
+        x_XD = x_XD.reshape(-1, model.d_model)
 
     out = {}
     for index, group in enumerate(group_layers(model.ffn_dims)):
-        graph = _layer_graph(model, group.ffn_dim, _ffn_blocks(model, group, unroll))
+        layers = params["groups"][str(index)]
+        laid_out = isinstance(layers, list)
+        merged = laid_out and "gate_up" in layers[0].get("ffn", {})
+        graph = _layer_graph(model, group.ffn_dim, _ffn_blocks(model, group, unroll), merged)
 
-        def step(x_BTD, layer_params_and_given, graph=graph):
+        def step(x_XD, layer_params_and_given, graph=graph):
             layer_params, given = layer_params_and_given
             module = nnx.merge(graph, layer_params)
-            x_BTD, kept = layer(module, x_BTD, rotary, given)
-            return _constrain(x_BTD), kept
+            x_XD, kept = layer(module, x_XD, rotary, given)
+            return _constrain(x_XD), kept
 
         name = str(index)
-        x_BTD, out[name] = jax.lax.scan(
-            _remat(step, model.remat, unroll, group.num_layers),
-            x_BTD,
-            (params["groups"][name], given and given[name]),
-            unroll=min(unroll, group.num_layers),
+        step = _remat(step, model.remat, unroll, group.num_layers)
+        group_given = given and given[name]
+        if laid_out:
+            assert group_given is None, "laid-out layers are given nothing"
+            for layer_params in layers:
+                x_XD, _ = step(x_XD, (layer_params, None))
+            continue
+        x_XD, out[name] = jax.lax.scan(
+            step, x_XD, (layers, group_given), unroll=min(unroll, group.num_layers)
         )
 
     final_norm = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(model)))
+    x_BTD = x_XD.reshape(*tokens_BT.shape, -1)
     return nnx.merge(final_norm, params["final_norm"])(x_BTD), out
 
 
@@ -194,29 +215,6 @@ def unembed(
     )
 
 
-def unstack_layers(params: Params, model: ModelConfig) -> Params:
-    """The same parameters with `groups` replaced by `layers`, keyed by global layer index."""
-    layers, first = {}, 0
-    for index, group in enumerate(group_layers(model.ffn_dims)):
-        stacked = params["groups"][str(index)]
-        for i in range(group.num_layers):
-            layers[str(first + i)] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-        first += group.num_layers
-    rest = {name: value for name, value in params.items() if name != "groups"}
-    return {**rest, "layers": layers}
-
-
-def restack_layers(params: Params, model: ModelConfig) -> Params:
-    """The inverse of `unstack_layers`."""
-    groups, first = {}, 0
-    for index, group in enumerate(group_layers(model.ffn_dims)):
-        layers = [params["layers"][str(first + i)] for i in range(group.num_layers)]
-        groups[str(index)] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        first += group.num_layers
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    return {**rest, "groups": groups}
-
-
 def _init_group(model: ModelConfig, group: LayerGroup, layer_keys: jax.Array) -> Params:
     def init_layer(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(DecoderLayer(model, group.ffn_dim, key)))
@@ -224,10 +222,11 @@ def _init_group(model: ModelConfig, group: LayerGroup, layer_keys: jax.Array) ->
     return jax.vmap(init_layer)(layer_keys)
 
 
-def _layer_graph(model: ModelConfig, ffn_dim: int, ffn_blocks: int) -> nnx.GraphDef:
+def _layer_graph(model: ModelConfig, ffn_dim: int, ffn_blocks: int, merged: bool) -> nnx.GraphDef:
     """The static part of a layer, to be merged with its parameters."""
     key = jax.random.key(0)
-    return nnx.graphdef(nnx.eval_shape(lambda: DecoderLayer(model, ffn_dim, key, ffn_blocks)))
+    make = lambda: DecoderLayer(model, ffn_dim, key, ffn_blocks, merged)  # noqa: E731
+    return nnx.graphdef(nnx.eval_shape(make))
 
 
 def _ffn_blocks(model: ModelConfig, group: LayerGroup, unroll: int) -> int:
@@ -238,9 +237,7 @@ def _ffn_blocks(model: ModelConfig, group: LayerGroup, unroll: int) -> int:
     layers (GPU) gain nothing, and a tensor axis has divided the width already.
     """
     blocks = group.ffn_dim // model.d_ff
-    mesh = jax.sharding.get_abstract_mesh()
-    whole = mesh.empty or mesh.shape["tensor"] == 1
-    return blocks if blocks >= _WIDE and unroll == 1 and whole else 1
+    return blocks if blocks >= _WIDE and unroll == 1 and ffn_is_whole() else 1
 
 
 def _remat(layer: Any, policy: str, unroll: int, num_layers: int) -> Any:

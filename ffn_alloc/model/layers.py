@@ -1,9 +1,11 @@
 """One decoder layer (LLaMA: pre-RMSNorm, rotary attention, SwiGLU; no biases).
 
-Shapes: B batch, T query and S key positions, D d_model, N heads, K key/value heads,
-H head_dim, F FFN width. Matrices are stored two-dimensional, input dimension first.
+Shapes: B batch, T query and S key positions, X tokens (B, T; or B * T in one axis), D d_model,
+N heads, K key/value heads, H head_dim, F FFN width. Matrices are stored two-dimensional, input
+dimension first.
 """
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from ffn_alloc.config import ModelConfig
-from ffn_alloc.model.attention import ATTENTION_RESIDUALS, attend
+from ffn_alloc.model.attention import ATTENTION_RESIDUALS
 from ffn_alloc.model.wide_ffn import gated, swiglu_in_blocks
 
 _NORMAL_STD = 0.02
@@ -23,8 +25,8 @@ _NORMAL_STD = 0.02
 # What the remat policy `save` keeps; the rest of a layer is cheap to compute again.
 SAVED_NAMES = ("query", "key", "value", ATTENTION_RESIDUALS, "residual", "gate", "up")
 # And, of layers laid out one after the other: what to compute again is to write to memory a second
-# time (0.9 % of a step on an H100, modelled). A loop would copy it into a stack instead.
-SAVED_UNROLLED = ("product",)
+# time (1.4 % of a step on an H100, modelled). A loop would copy it into a stack instead.
+SAVED_UNROLLED = ("product", "normed")
 
 # (q_BTNH, k_BSKH, v_BSKH) -> (attended values [B, T, N, H], anything to keep, such as a cache).
 AttendHeads = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -33,34 +35,33 @@ AttendHeads = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 class DecoderLayer(nnx.Module):
     """Attention, then an FFN of width `ffn_dim`; with 0 neither FFN nor FFN norm exist."""
 
-    def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array, ffn_blocks: int = 1):
+    def __init__(
+        self,
+        model: ModelConfig,
+        ffn_dim: int,
+        key: jax.Array,
+        ffn_blocks: int = 1,
+        merged: bool = False,
+    ):
         self.attention_norm = RMSNorm(model)
         self.attention = Attention(model, key)
         self.ffn_norm = RMSNorm(model) if ffn_dim else None
-        self.ffn = SwiGLU(model, ffn_dim, key, ffn_blocks) if ffn_dim else None
+        self.ffn = SwiGLU(model, ffn_dim, key, ffn_blocks, merged) if ffn_dim else None
 
     def __call__(
         self,
-        x_BTD: jax.Array,
+        x_XD: jax.Array,
         rotary: tuple[jax.Array, jax.Array],
-        segment_ids_BT: jax.Array | None,
-        kernel: str,
-    ) -> jax.Array:
-        def causal(q_BTNH, k_BSKH, v_BSKH):
-            return attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, kernel), None
-
-        return self.apply(x_BTD, rotary, causal)[0]
-
-    def apply(
-        self, x_BTD: jax.Array, rotary: tuple[jax.Array, jax.Array], attend_heads: AttendHeads
+        attend_heads: AttendHeads,
     ) -> tuple[jax.Array, Any]:
-        """The layer with an attention of the caller's, and what that keeps."""
-        y_BTD, kept = self.attention(self.attention_norm(x_BTD), rotary, attend_heads)
-        x_BTD += y_BTD
+        """The layer's output, and what its attention keeps."""
+        normed_XD = checkpoint_name(self.attention_norm(x_XD), "normed")
+        y_XD, kept = self.attention(normed_XD, rotary, attend_heads)
+        x_XD += y_XD
         if self.ffn is not None:
-            x_BTD = checkpoint_name(x_BTD, "residual")
-            x_BTD += self.ffn(self.ffn_norm(x_BTD))
-        return x_BTD, kept
+            x_XD = checkpoint_name(x_XD, "residual")
+            x_XD += self.ffn(checkpoint_name(self.ffn_norm(x_XD), "normed"))
+        return x_XD, kept
 
 
 class Attention(nnx.Module):
@@ -75,36 +76,50 @@ class Attention(nnx.Module):
         self.value = _matrix(model, key, "attention/value", (D, K * H))
         self.out = _matrix(model, key, "attention/out", (N * H, D), residual=True)
 
-    def __call__(self, x_BTD, rotary, attend_heads: AttendHeads):
-        def heads(kernel_DE: nnx.Param) -> jax.Array:
-            return project(x_BTD, kernel_DE).reshape(*x_BTD.shape[:2], -1, self.head_dim)
+    def __call__(self, x_XD, rotary, attend_heads: AttendHeads):
+        T = rotary[0].shape[1]
 
-        q_BTNH = checkpoint_name(rotate(heads(self.query), rotary), "query")
-        k_BSKH = checkpoint_name(rotate(heads(self.key), rotary), "key")
-        v_BSKH = checkpoint_name(heads(self.value), "value")
+        def heads(x_XD: jax.Array, kernel_DE: nnx.Param) -> jax.Array:
+            y_XE = project(x_XD, kernel_DE)
+            return y_XE.reshape(-1, T, y_XE.shape[-1] // self.head_dim, self.head_dim)
+
+        # Not in loops: on v5e uniform would be 1.3 % faster, but middle:0.7 5 % slower (modelled).
+        for_q_XD, for_k_XD, for_v_XD = read_by(3, x_XD) if x_XD.ndim == 2 else (x_XD,) * 3
+        q_BTNH = checkpoint_name(rotate(heads(for_q_XD, self.query), rotary), "query")
+        k_BSKH = checkpoint_name(rotate(heads(for_k_XD, self.key), rotary), "key")
+        v_BSKH = checkpoint_name(heads(for_v_XD, self.value), "value")
         y_BTNH, kept = attend_heads(q_BTNH, k_BSKH, v_BSKH)
-        return project(y_BTNH.reshape(*x_BTD.shape[:2], -1), self.out), kept
+        return project(y_BTNH.reshape(*x_XD.shape[:-1], -1), self.out), kept
 
 
 class SwiGLU(nnx.Module):
-    """W_down(silu(W_gate x) * W_up x), computed in `blocks` parts of the width."""
+    """W_down(silu(W_gate x) * W_up x), computed in `blocks` parts of the width; or, `merged`, with
+    W_gate and W_up as one array, which needs fewer and larger products."""
 
-    def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array, blocks: int):
-        self.blocks = blocks
+    def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array, blocks: int, merged: bool):
+        self.blocks, self.merged = blocks, merged
         D, F = model.d_model, ffn_dim
-        self.gate = _matrix(model, key, "ffn/gate", (D, F))
-        self.up = _matrix(model, key, "ffn/up", (D, F))
+        gate = _matrix(model, key, "ffn/gate", (D, F))
+        up = _matrix(model, key, "ffn/up", (D, F))
+        if merged:
+            self.gate_up = nnx.Param(jnp.concatenate([gate[...], up[...]], axis=1))
+        else:
+            self.gate, self.up = gate, up
         self.down = _matrix(model, key, "ffn/down", (F, D), residual=True)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_XD: jax.Array) -> jax.Array:
         if self.blocks > 1:
             kernels = self.gate[...], self.up[...], self.down[...]
-            x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
-            return swiglu_in_blocks(self.blocks, x_MD, kernels).reshape(x_BTD.shape)
-        gate_BTF = checkpoint_name(project(x_BTD, self.gate), "gate")
-        up_BTF = checkpoint_name(project(x_BTD, self.up), "up")
-        product_BTF = checkpoint_name(gated(gate_BTF, up_BTF), "product")
-        return project(product_BTF, self.down)
+            x_MD = x_XD.reshape(-1, x_XD.shape[-1])
+            return swiglu_in_blocks(self.blocks, x_MD, kernels).reshape(x_XD.shape)
+        if self.merged:
+            both = checkpoint_name(project(x_XD, self.gate_up), "gate")
+            gate_XF, up_XF = jnp.split(both, 2, axis=-1)
+        else:
+            gate_XF = checkpoint_name(project(x_XD, self.gate), "gate")
+            up_XF = checkpoint_name(project(x_XD, self.up), "up")
+        product_XF = checkpoint_name(gated(gate_XF, up_XF), "product")
+        return project(product_XF, self.down)
 
 
 class RMSNorm(nnx.Module):
@@ -114,24 +129,43 @@ class RMSNorm(nnx.Module):
         self.epsilon = model.norm_epsilon
         self.gain = nnx.Param(jnp.ones((model.d_model,), jnp.float32))
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x32_BTD = x_BTD.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-        return (x32_BTD * jax.lax.rsqrt(mean_square + self.epsilon) * self.gain[...]).astype(
-            x_BTD.dtype
+    def __call__(self, x_XD: jax.Array) -> jax.Array:
+        x32_XD = x_XD.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x32_XD), axis=-1, keepdims=True)
+        return (x32_XD * jax.lax.rsqrt(mean_square + self.epsilon) * self.gain[...]).astype(
+            x_XD.dtype
         )
 
 
-def project(x_BTD: jax.Array, kernel_DE: nnx.Param) -> jax.Array:
+def project(x_XD: jax.Array, kernel_DE: nnx.Param) -> jax.Array:
     """x @ kernel in x's dtype, as one two-dimensional product (twice as fast on CPU)."""
-    x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
-    return (x_MD @ kernel_DE[...].astype(x_BTD.dtype)).reshape(*x_BTD.shape[:-1], -1)
+    x_MD = x_XD.reshape(-1, x_XD.shape[-1])
+    return (x_MD @ kernel_DE[...].astype(x_XD.dtype)).reshape(*x_XD.shape[:-1], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def read_by(readers: int, x: jax.Array) -> tuple[jax.Array, ...]:
+    """x for each of several products. Their gradients of it are added as `product + sum so far`,
+    which XLA fuses, where jax itself would write `sum so far + product`, which XLA for GPUs does
+    not (0.5 % of a step, modelled)."""
+    return (x,) * readers
+
+
+def _read_by(readers: int, x: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    return read_by(readers, x), None
+
+
+def _sum_by_reader(_: int, __: None, grads: tuple[jax.Array, ...]) -> tuple[jax.Array]:
+    return (functools.reduce(lambda total, grad: grad + total, reversed(grads)),)
+
+
+read_by.defvjp(_read_by, _sum_by_reader)
 
 
 def rotary_tables(
-    positions_BT: jax.Array | np.ndarray, head_dim: int, theta: float
+    positions_BT: jax.Array | np.ndarray, head_dim: int, theta: float, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin) [B, T, 1, H/2] of the rotary embedding (arXiv 2104.09864), float32.
+    """(cos, sin) [B, T, 1, H/2] of the rotary embedding (arXiv 2104.09864), from float32.
 
     Of numpy's positions, constants: XLA for CPUs computes sines again in each kernel that reads
     them (7 % of the quickstart's step).
@@ -139,12 +173,12 @@ def rotary_tables(
     xp = np if isinstance(positions_BT, np.ndarray) else jnp
     frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     angles_BT1F = positions_BT.astype(np.float32)[..., None, None] * frequencies
-    return jnp.asarray(xp.cos(angles_BT1F)), jnp.asarray(xp.sin(angles_BT1F))
+    return jnp.asarray(xp.cos(angles_BT1F), dtype), jnp.asarray(xp.sin(angles_BT1F), dtype)
 
 
 def rotate(x_BTNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates the pairs (x[i], x[i + H/2]), the pairing of LLaMA checkpoints."""
-    cos, sin = (table.astype(x_BTNH.dtype) for table in rotary)
+    cos, sin = rotary
     first, second = jnp.split(x_BTNH, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 

@@ -12,17 +12,63 @@ from jax.sharding import PartitionSpec
 Losses = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, ...]]
 
 
-def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_nll(
+    logits_BTV: jax.Array, targets_BT: jax.Array, one_pass: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """(negative log-likelihood, log of the partition function) [B, T] in nats, float32.
 
-    The target's logit is picked by comparison: a gather's gradient would be a scatter into
-    an array of the logits' size.
+    `one_pass` reads the logits once for them instead of twice: for GPUs, whose compiler makes one
+    kernel of it (285m: 0.5 % of a step on an H100).
     """
+    if one_pass:
+        return _nll_in_one_pass(logits_BTV, targets_BT)
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+    is_target_BTV = _is_target(targets_BT, logits_BTV)
     target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1)
     return log_z_BT - target_BT, log_z_BT
+
+
+@jax.custom_vjp
+def _nll_in_one_pass(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _nll_forward(logits_BTV, targets_BT)[0]
+
+
+def _nll_forward(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[Any, Any]:
+    """The maximum and the sum of exponentials together, as flash attention has them."""
+
+    def combine(left, right):
+        (max_a, sum_a, target_a), (max_b, sum_b, target_b) = left, right
+        shrink = jnp.exp(-jnp.abs(max_a - max_b))
+        total = jnp.where(max_a >= max_b, sum_a + sum_b * shrink, sum_b + sum_a * shrink)
+        return jnp.maximum(max_a, max_b), total, target_a + target_b
+
+    logits32_BTV = logits_BTV.astype(jnp.float32)
+    of_target_BTV = jnp.where(_is_target(targets_BT, logits_BTV), logits32_BTV, 0.0)
+    values = logits32_BTV, jnp.ones_like(logits32_BTV), of_target_BTV
+    lowest = jnp.finfo(jnp.float32).min  # finite: the difference of two of them is 0
+    nothing = jnp.float32(lowest), jnp.float32(0), jnp.float32(0)
+    max_BT, sum_BT, target_BT = jax.lax.reduce(values, nothing, combine, (logits_BTV.ndim - 1,))
+    log_z_BT = max_BT + jnp.log(sum_BT)
+    return (log_z_BT - target_BT, log_z_BT), (logits_BTV, targets_BT, log_z_BT)
+
+
+def _nll_backward(kept: Any, grads: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    logits_BTV, targets_BT, log_z_BT = kept
+    nll_grad_BT, log_z_grad_BT = grads
+    softmax_BTV = jnp.exp(logits_BTV.astype(jnp.float32) - log_z_BT[..., None])
+    at_target_BTV = jnp.where(_is_target(targets_BT, logits_BTV), nll_grad_BT[..., None], 0.0)
+    grad_BTV = softmax_BTV * (nll_grad_BT + log_z_grad_BT)[..., None] - at_target_BTV
+    return grad_BTV.astype(logits_BTV.dtype), None
+
+
+_nll_in_one_pass.defvjp(_nll_forward, _nll_backward)
+
+
+def _is_target(targets_BT: jax.Array, logits_BTV: jax.Array) -> jax.Array:
+    """[B, T, V]. To pick by comparison: a gather's gradient would be a scatter into an array of the
+    logits' size."""
+    return jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
 
 
 def by_chunks(

@@ -12,10 +12,12 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
+from ffn_alloc.allocation import group_layers
 from ffn_alloc.config import Config
 from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.model.decoder import hidden_states, in_compute_dtype, unembed
 from ffn_alloc.model.loss import by_chunks, token_nll
+from ffn_alloc.model.stacking import lay_out, stack_up
 from ffn_alloc.training.metrics import norms
 from ffn_alloc.training.optimizer import learning_rate, make_optimizer
 from ffn_alloc.training.state import TrainState
@@ -37,9 +39,15 @@ def make_train_step(config: Config, platform: str) -> Step:
     optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
     schedule = learning_rate(config.optimizer, config.train.steps)
     loss_sums = _make_loss_sums(config, platform)
+    unrolled = _no_loop_is_left(config, platform)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, sums = _sum_gradients(loss_sums, state.params, batch, config)
+        rounded = in_compute_dtype(state.params, config.model)
+        if unrolled:  # a stacked gradient would be put together again in each microbatch
+            grads, sums = _sum_gradients(loss_sums, lay_out(rounded), batch, config)
+            grads = stack_up(grads)
+        else:
+            grads, sums = _sum_gradients(loss_sums, rounded, batch, config)
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda grad: grad / weight, grads)
         grad_norm, grad_norms_L = norms(grads, config.model)
@@ -83,6 +91,12 @@ def layers_per_iteration(config: Config, platform: str) -> int:
     return config.model.num_layers if unroll == "all" else int(unroll)
 
 
+def _no_loop_is_left(config: Config, platform: str) -> bool:
+    laid_out = layers_per_iteration(config, platform)
+    longest = max(group.num_layers for group in group_layers(config.model.ffn_dims))
+    return laid_out > 1 and laid_out >= longest
+
+
 def make_nll(
     config: Config, platform: str, logits_dtype: Any = jnp.float32
 ) -> Callable[[Any, Batch], Any]:
@@ -92,9 +106,11 @@ def make_nll(
         config.model, config.data.mask_documents, platform, config.data.sequence_length
     )
     unroll = layers_per_iteration(config, platform)
+    one_pass = platform in ("gpu", "cuda")
 
     def losses(params: Any, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, ...]:
-        return token_nll(unembed(params, x_BTD, config.model, logits_dtype), targets_BT)
+        logits_BTV = unembed(params, x_BTD, config.model, logits_dtype)
+        return token_nll(logits_BTV, targets_BT, one_pass)
 
     def nll(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
         x_BTD = hidden_states(
@@ -136,10 +152,9 @@ def _sum_gradients(loss_sums, params, batch: Batch, config: Config):
     """Gradients of the summed loss and its parts, over the microbatches one after the other."""
     value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
     count = config.train.global_batch_size // config.microbatch_size
-    rounded = in_compute_dtype(params, config.model)
 
     def one(microbatch: Batch):
-        (_, sums), grads = value_and_grad(rounded, microbatch)
+        (_, sums), grads = value_and_grad(params, microbatch)
         return jax.tree.map(lambda grad: grad.astype(jnp.float32), grads), sums
 
     if count == 1:

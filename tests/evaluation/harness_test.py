@@ -10,7 +10,7 @@ import pytest
 
 from ffn_alloc.data import tokenizer
 from ffn_alloc.errors import BadInput
-from ffn_alloc.model.decoder import restack_layers
+from ffn_alloc.model.stacking import restack_layers
 from ffn_alloc.training.sharding import make_mesh
 from tests.helpers import tiny_config
 from tests.model import numpy_llama, record_llama_logits

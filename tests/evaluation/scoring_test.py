@@ -17,7 +17,7 @@ import pytest
 from ffn_alloc.evaluation import scoring
 from ffn_alloc.evaluation.generation import generate
 from ffn_alloc.evaluation.scoring import Scorer
-from ffn_alloc.model.decoder import restack_layers
+from ffn_alloc.model.stacking import restack_layers
 from ffn_alloc.training.sharding import make_mesh, shardings
 from tests.helpers import tiny_config
 from tests.model import numpy_llama

@@ -13,7 +13,7 @@ from ffn_alloc.config import Config
 from ffn_alloc.data import tokenizer as tokenizers
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.interchange import exporting
-from ffn_alloc.model.decoder import restack_layers
+from ffn_alloc.model.stacking import restack_layers
 from ffn_alloc.training.resume import run_record
 from tests.helpers import tiny_config
 from tests.model.numpy_llama import random_params

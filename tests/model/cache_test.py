@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ffn_alloc.model.cache import decode, prefill
-from ffn_alloc.model.decoder import restack_layers, unembed
+from ffn_alloc.model.decoder import unembed
+from ffn_alloc.model.stacking import restack_layers
 from tests.helpers import quick_jit, tiny_model
 from tests.model import numpy_llama
 

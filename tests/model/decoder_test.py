@@ -13,14 +13,11 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from ffn_alloc.model.decoder import (
-    forward,
-    in_compute_dtype,
-    restack_layers,
-    unstack_layers,
-)
+from ffn_alloc.model.attention import attend
+from ffn_alloc.model.decoder import forward, in_compute_dtype
 from ffn_alloc.model.layers import DecoderLayer, RMSNorm, rotary_tables
 from ffn_alloc.model.loss import token_nll
+from ffn_alloc.model.stacking import restack_layers, unstack_layers
 from tests.helpers import mean_nll, quick_jit, tiny_model
 from tests.model import numpy_llama
 from tests.model.numpy_llama import random_params
@@ -34,10 +31,11 @@ def loop_nll(layered: Any, tokens_BT: Any, targets_BT: Any, model: Any) -> jax.A
     """`mean_nll` without groups, scan and remat: one layer after the other."""
     rotary = rotary_tables(jnp.arange(tokens_BT.shape[1])[None], model.head_dim, model.rope_theta)
     x_BTD = layered["embedding"]["table"][tokens_BT]
+    causal = lambda q, k, v: (attend(q, k, v, None, "xla"), None)  # noqa: E731
     for i, ffn_dim in enumerate(model.ffn_dims):
         make = partial(DecoderLayer, model, ffn_dim, jax.random.key(0))
         layer = nnx.merge(nnx.graphdef(nnx.eval_shape(make)), layered["layers"][str(i)])
-        x_BTD = layer(x_BTD, rotary, None, "xla")
+        x_BTD = layer(x_BTD, rotary, causal)[0]
     norm = nnx.merge(nnx.graphdef(RMSNorm(model)), layered["final_norm"])
     return token_nll(norm(x_BTD) @ layered["unembedding"]["kernel"], targets_BT)[0].mean()
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from ffn_alloc.model.decoder import forward, restack_layers, unstack_layers
+from ffn_alloc.model.decoder import forward
+from ffn_alloc.model.stacking import restack_layers, unstack_layers
 from tests.helpers import mean_nll, quick_jit, tiny_model
 from tests.model import numpy_llama
 

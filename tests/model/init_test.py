@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ffn_alloc.config import ModelConfig
-from ffn_alloc.model.decoder import init_params, unstack_layers
+from ffn_alloc.model.decoder import init_params
+from ffn_alloc.model.stacking import unstack_layers
 from tests.helpers import quick_jit, tiny_model
 
 ALLOCATIONS = ("middle:0.5", "first:0.5", "final:0.5", "taper:1.5..0.5:linear")

@@ -6,7 +6,8 @@ import pytest
 from configs import paper
 from ffn_alloc.accounting import count_parameters
 from ffn_alloc.config import ModelConfig, from_dict
-from ffn_alloc.model.decoder import init_params, unstack_layers
+from ffn_alloc.model.decoder import init_params
+from ffn_alloc.model.stacking import unstack_layers
 from tests.helpers import tiny_model
 
 ALLOCATIONS = (

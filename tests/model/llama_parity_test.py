@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from ffn_alloc.model.decoder import forward, restack_layers, unstack_layers
+from ffn_alloc.model.decoder import forward
 from ffn_alloc.model.loss import token_nll
+from ffn_alloc.model.stacking import restack_layers, unstack_layers
 from tests.helpers import quick_jit
 from tests.model import record_llama_logits as record
 from tests.model.numpy_llama import random_params

@@ -12,7 +12,8 @@ from ffn_alloc.model import loss
 from tests.helpers import quick_jit
 from tests.model import numpy_llama
 
-token_nll = quick_jit(loss.token_nll)
+token_nll = quick_jit(loss.token_nll, static_argnames="one_pass")
+both_ways = pytest.mark.parametrize("one_pass", [False, True], ids=["two passes", "one"])
 
 
 def random_case(scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -23,10 +24,11 @@ def random_case(scale: float) -> tuple[np.ndarray, np.ndarray]:
     return logits_BTV.astype(np.float32), targets_BT
 
 
+@both_ways
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_nll_and_log_z_equal_float64_numpy(scale):
+def test_nll_and_log_z_equal_float64_numpy(scale, one_pass):
     logits_BTV, targets_BT = random_case(scale)
-    nll_BT, log_z_BT = token_nll(logits_BTV, targets_BT)
+    nll_BT, log_z_BT = token_nll(logits_BTV, targets_BT, one_pass=one_pass)
     np.testing.assert_allclose(
         nll_BT, numpy_llama.nll(logits_BTV, targets_BT), rtol=1e-6, atol=1e-6 * max(scale, 1)
     )
@@ -43,18 +45,29 @@ def test_a_shift_of_all_logits_moves_log_z_alone():
     np.testing.assert_allclose(shifted_log_z_BT, log_z_BT + 5, atol=1e-5)
 
 
-def test_huge_logits_stay_finite():
-    logits_BTV = jnp.array([[[1e30, 0.0, -1e30]]])
-    nll_BT, log_z_BT = token_nll(logits_BTV, jnp.array([[0]]))
-    assert nll_BT == 0 and log_z_BT == jnp.float32(1e30)
+@both_ways
+@pytest.mark.parametrize("logits", [[1e30, 0.0, -1e30], [-1e38, -3e38, -3e38]])
+def test_huge_logits_stay_finite(logits, one_pass):
+    nll_BT, log_z_BT = token_nll(jnp.array([[logits]]), jnp.array([[0]]), one_pass=one_pass)
+    assert nll_BT == 0 and log_z_BT == jnp.float32(logits[0])
 
 
-def test_gradient_is_softmax_minus_one_hot():
+@both_ways
+def test_a_logit_that_is_not_a_number_shows(one_pass):
+    logits_BTV = jnp.zeros((1, 2, 5)).at[0, 1, 3].set(jnp.nan)
+    nll_BT, _ = token_nll(logits_BTV, jnp.array([[0, 0]]), one_pass=one_pass)
+    assert jnp.isnan(nll_BT).tolist() == [[False, True]]
+
+
+@both_ways
+def test_gradient_is_softmax_minus_one_hot(one_pass):
     logits_BTV, targets_BT = random_case(1.0)
     probability_BTV = np.exp(logits_BTV) / np.exp(logits_BTV).sum(axis=-1, keepdims=True)
     one_hot_BTV = np.eye(logits_BTV.shape[-1])[targets_BT]
     nll_grad_BTV, z_grad_BTV = (
-        quick_jit(jax.grad(lambda x, i=i: loss.token_nll(x, targets_BT)[i].sum()))(logits_BTV)
+        quick_jit(jax.grad(lambda x, i=i: loss.token_nll(x, targets_BT, one_pass)[i].sum()))(
+            logits_BTV
+        )
         for i in (0, 1)
     )
     np.testing.assert_allclose(nll_grad_BTV, probability_BTV - one_hot_BTV, atol=1e-6)

@@ -29,9 +29,9 @@ RATES = Path(__file__).with_name("fixed_rates_h100.json")
 # Sequences of 2048 tokens in a microbatch; modelled MFU with causal attention at least; GiB and
 # kernels bound by memory, a layer and microbatch, at most.
 SIZES = {
-    "285m": (32, 0.565, 47, 34),
-    "570m": (16, 0.56, 48, 32),
-    "1p2b": (8, 0.565, 55, 31),
+    "285m": (32, 0.585, 50, 22),
+    "570m": (16, 0.585, 51, 21),
+    "1p2b": (8, 0.60, 57, 20),
 }
 CELLS = [f"{kind}_{size}" for size in SIZES for kind in ("baseline", "middle70", "middle10")]
 

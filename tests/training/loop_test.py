@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ffn_alloc.evaluation.perplexity import Perplexity
-from ffn_alloc.model.decoder import unstack_layers
+from ffn_alloc.model.stacking import unstack_layers
 from ffn_alloc.training import update_log
 from ffn_alloc.training.checkpoint import saved_steps
 from ffn_alloc.training.sharding import make_mesh

@@ -14,7 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ffn_alloc.model.loss import token_nll
 from ffn_alloc.planning import hlo
 from ffn_alloc.planning.collectives import collectives
 from ffn_alloc.planning.forecast import collective_table
@@ -41,6 +43,7 @@ SAVED = "1x4x2"
 RESTORED = {"2x1x2": 4, "1x1x1": 1}
 STEPS = 5
 MUON = "1x4x2"  # compared with one device, too
+UNROLLED = ("1x8x1", "1x1x2")  # gate and up merged, and not where a tensor axis splits them
 CHUNKED = ("2x2x2", "8x1x1", "1x1x2")  # the loss in chunks, compared with one device without
 
 
@@ -54,6 +57,7 @@ def config_of(shape: str, optimizer: str = "adamw"):
             "train.global_batch_size": 16,
             "train.microbatch_size": 8 if shape == "2x2x2" else 0,
             "train.loss_chunks": 3 if shape in CHUNKED else 1,
+            "model.unroll": "all" if shape in UNROLLED else "1",
             "optimizer.name": optimizer,
             "optimizer.learning_rate": 0.1,
             "optimizer.epsilon": 1e-2,  # no signs of tiny gradients: rounding stays small
@@ -104,6 +108,24 @@ def moves(shape: str, chunks: int = 1, optimizer: str = "adamw") -> dict:
     return collective_table(collectives(program, 8, 8))
 
 
+def error_of_one_pass() -> float:
+    """The largest difference of the loss in one pass where devices split rows and vocabulary."""
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"))
+    logits_BTV = 5 * jax.random.normal(jax.random.key(0), (4, 6, 32))
+    targets_BT = jax.random.randint(jax.random.key(1), (4, 6), 0, 32)
+
+    def losses_and_gradients(logits_BTV):
+        losses, pull = jax.vjp(lambda x: token_nll(x, targets_BT, one_pass=True), logits_BTV)
+        return losses, pull((targets_BT * 1.0, targets_BT * 0.3))
+
+    split = jax.device_put(logits_BTV, NamedSharding(mesh, PartitionSpec("data", None, "tensor")))
+    whole, parts = (jax.jit(losses_and_gradients)(x) for x in (logits_BTV, split))
+    return max(
+        float(np.abs(np.asarray(one) - np.asarray(other)).max())
+        for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True)
+    )
+
+
 def report(directory: Path) -> dict:
     found: dict = {"losses": {}, "shards": {}, "contents": {}}
     found["moves"] = [moves("1x8x1", chunks) for chunks in (1, 3)]
@@ -130,6 +152,7 @@ def report(directory: Path) -> dict:
             checkpoints.close()
             found["saved_digests"] = read_meta(directory, STEPS)["digests"]
             found["contents"]["saved"] = contents([state.params, state.opt_state])
+    found["one_pass"] = error_of_one_pass()
     found["muon"] = {}
     for shape in ("1x1x1", MUON):
         config, mesh = mesh_of(shape, SHAPES[shape], "muon")
@@ -170,6 +193,10 @@ def test_any_mesh_gives_the_losses_of_one_device(found, shape):
     one = found["losses"]["1x1x1"]
     assert one[0] - one[-1] > 0.1  # it does train
     np.testing.assert_allclose(found["losses"][shape], one, rtol=2e-6)
+
+
+def test_the_loss_in_one_pass_is_that_of_one_device(found):
+    assert found["one_pass"] < 1e-4  # values up to 20, gradients to 32
 
 
 def test_chunks_of_the_loss_move_nothing_between_devices(found):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffn_alloc.model.decoder import restack_layers
+from ffn_alloc.model.stacking import restack_layers
 from ffn_alloc.training.metrics import digest, norms
 from tests.helpers import tiny_model
 

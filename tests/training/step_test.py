@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from ffn_alloc.config import Config
-from ffn_alloc.model.decoder import forward, init_params, unstack_layers
+from ffn_alloc.model.decoder import forward, init_params
+from ffn_alloc.model.stacking import unstack_layers
 from ffn_alloc.training.compilation import compile_train_step
 from ffn_alloc.training.optimizer import make_optimizer
 from ffn_alloc.training.sharding import make_mesh
 from ffn_alloc.training.state import TrainState
-from ffn_alloc.training.step import layers_per_iteration, make_train_step
+from ffn_alloc.training.step import layers_per_iteration, make_nll, make_train_step
 from tests.training.runs import make_batch, micro_config
 
 Z_LOSS = 0.1
@@ -110,6 +111,41 @@ def test_microbatches_give_the_step_of_the_whole_batch(whole):
     for name, value in whole[1].items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     assert_close_trees(clipped_gradients(config, state), clipped_gradients(CONFIG, whole[0]))
+
+
+@pytest.mark.parametrize("microbatch", [0, 1])
+@pytest.mark.parametrize("allocation", ["uniform", "mask:01"])  # a group of two, two of one
+def test_an_unrolled_stack_gives_the_step_of_the_looped_one(allocation, microbatch):
+    shape = dict(OVERRIDES) | {"train.microbatch_size": microbatch}
+    looped, unrolled = (
+        micro_config(allocation, **shape, **{"model.unroll": unroll}) for unroll in ("1", "all")
+    )
+    (state, metrics), (other, others) = one_step(looped), one_step(unrolled)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
+    assert_close_trees(clipped_gradients(unrolled, other), clipped_gradients(looped, state))
+
+
+def test_an_unrolled_stacks_gradients_add_up_layer_by_layer():
+    """What the loop over microbatches carries holds no stack, and gate and up side by side."""
+    overrides = {"model.unroll": "all", "train.microbatch_size": 1, "model.d_ff": 24}
+    config = micro_config("uniform", **overrides)
+    step = jax.make_jaxpr(make_train_step(config, "cpu"))(
+        first_state(config), make_batch(config, 0)
+    )
+    (loop,) = [equation for equation in step.eqns if equation.primitive.name == "scan"]
+    carried = [aval.shape for aval in loop.params["jaxpr"].out_avals]
+    D, F = config.model.d_model, config.model.d_ff
+    assert carried.count((D, 2 * F)) == carried.count((F, D)) == config.model.num_layers
+    assert not any(len(shape) == 3 for shape in carried)
+
+
+@pytest.mark.parametrize("platform, one_pass", [("gpu", True), ("tpu", False), ("cpu", False)])
+def test_gpus_read_the_logits_once(platform, one_pass):
+    config = micro_config(**{"model.attention": "xla"})
+    trace = jax.make_jaxpr(make_nll(config, platform))
+    shown = str(trace(first_state(config).params, make_batch(config, 0)))
+    assert ("_nll_in_one_pass" in shown) == one_pass
 
 
 @pytest.mark.parametrize("tied", [False, True])
