@@ -148,6 +148,18 @@ def test_gpus_read_the_logits_once(platform, one_pass):
     assert ("_nll_in_one_pass" in shown) == one_pass
 
 
+def test_the_step_for_gpus_is_that_for_cpus():
+    """But for attention's kernel: unrolled, with the loss in one pass, here in chunks."""
+    overrides = {"model.attention": "xla", "train.loss_chunks": 2, "train.microbatch_size": 1}
+    config = micro_config(**OVERRIDES, **overrides)
+    state, metrics = one_step(config)
+    step = jax.jit(make_train_step(config, "gpu"))
+    other, others = step(first_state(config), make_batch(config, 0))
+    for name, value in metrics.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
+    assert_close_trees(clipped_gradients(config, other), clipped_gradients(config, state))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_loss_in_chunks_gives_the_step_of_the_whole_loss(tied):
     """With positions of weight 0, some chunks of which have no other."""
