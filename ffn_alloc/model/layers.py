@@ -165,7 +165,7 @@ read_by.defvjp(_read_by, _sum_by_reader)
 def rotary_tables(
     positions_BT: jax.Array | np.ndarray, head_dim: int, theta: float, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin) [B, T, 1, H/2] of the rotary embedding (arXiv 2104.09864), from float32.
+    """(cos, sin) [B, T, 1, H/2] of the rotary embedding (arXiv 2104.09864), rounded from float32.
 
     Of numpy's positions, constants: XLA for CPUs computes sines again in each kernel that reads
     them (7 % of the quickstart's step).

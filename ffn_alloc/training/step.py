@@ -91,12 +91,6 @@ def layers_per_iteration(config: Config, platform: str) -> int:
     return config.model.num_layers if unroll == "all" else int(unroll)
 
 
-def _no_loop_is_left(config: Config, platform: str) -> bool:
-    laid_out = layers_per_iteration(config, platform)
-    longest = max(group.num_layers for group in group_layers(config.model.ffn_dims))
-    return laid_out > 1 and laid_out >= longest
-
-
 def make_nll(
     config: Config, platform: str, logits_dtype: Any = jnp.float32
 ) -> Callable[[Any, Batch], Any]:
@@ -129,6 +123,12 @@ def make_nll(
         return by_chunks(losses, chunks, matrix, x_BTD, batch["targets"])
 
     return nll
+
+
+def _no_loop_is_left(config: Config, platform: str) -> bool:
+    laid_out = layers_per_iteration(config, platform)
+    longest = max(group.num_layers for group in group_layers(config.model.ffn_dims))
+    return laid_out > 1 and laid_out >= longest
 
 
 def _make_loss_sums(config: Config, platform: str) -> Callable[[Any, Batch], Any]:

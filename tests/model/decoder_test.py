@@ -31,7 +31,10 @@ def loop_nll(layered: Any, tokens_BT: Any, targets_BT: Any, model: Any) -> jax.A
     """`mean_nll` without groups, scan and remat: one layer after the other."""
     rotary = rotary_tables(jnp.arange(tokens_BT.shape[1])[None], model.head_dim, model.rope_theta)
     x_BTD = layered["embedding"]["table"][tokens_BT]
-    causal = lambda q, k, v: (attend(q, k, v, None, "xla"), None)  # noqa: E731
+
+    def causal(q_BTNH, k_BSKH, v_BSKH):
+        return attend(q_BTNH, k_BSKH, v_BSKH, None, "xla"), None
+
     for i, ffn_dim in enumerate(model.ffn_dims):
         make = partial(DecoderLayer, model, ffn_dim, jax.random.key(0))
         layer = nnx.merge(nnx.graphdef(nnx.eval_shape(make)), layered["layers"][str(i)])

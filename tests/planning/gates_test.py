@@ -4,7 +4,7 @@
 
 Figures behind a bound are those of this code when the bound was set (jax 0.10.2), rounded up a
 little. MFU is by fixed rates, assumed before a card was measured (fixed_rates_h100.json), so that
-figures of different days compare; by those measured (roofline.py) it is about 6 points less.
+figures of different days compare; by those measured (roofline.py) it is about 7 points less.
 """
 
 import functools

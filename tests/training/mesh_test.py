@@ -17,6 +17,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ffn_alloc.model.loss import token_nll
+from ffn_alloc.model.stacking import lay_out
 from ffn_alloc.planning import hlo
 from ffn_alloc.planning.collectives import collectives
 from ffn_alloc.planning.forecast import collective_table
@@ -127,7 +128,7 @@ def error_of_one_pass() -> float:
 
 
 def report(directory: Path) -> dict:
-    found: dict = {"losses": {}, "shards": {}, "contents": {}}
+    found: dict = {"losses": {}, "shards": {}, "contents": {}, "ffn": {}}
     found["moves"] = [moves("1x8x1", chunks) for chunks in (1, 3)]
     found["muon_moves"] = [moves(MUON, optimizer=optimizer) for optimizer in ("adamw", "muon")]
     initial = jax.device_get(init_state(*mesh_of("1x1x1", 1)))
@@ -138,6 +139,9 @@ def report(directory: Path) -> dict:
             assert_equal_trees(jax.device_get(state), initial)
         else:
             state = jax.device_put(initial, shardings(initial, mesh))
+        if shape in UNROLLED:
+            with jax.set_mesh(mesh):
+                found["ffn"][shape] = sorted(lay_out(state.params)["groups"]["1"][0]["ffn"])
         state, losses = train(config, mesh, state)
         query = state.params["groups"]["0"]["attention"]["query"]
         found["losses"][shape] = losses
@@ -193,6 +197,10 @@ def test_any_mesh_gives_the_losses_of_one_device(found, shape):
     one = found["losses"]["1x1x1"]
     assert one[0] - one[-1] > 0.1  # it does train
     np.testing.assert_allclose(found["losses"][shape], one, rtol=2e-6)
+
+
+def test_gate_and_up_are_one_matrix_unless_a_tensor_axis_splits_them(found):
+    assert found["ffn"] == {"1x8x1": ["down", "gate_up"], "1x1x2": ["down", "gate", "up"]}
 
 
 def test_the_loss_in_one_pass_is_that_of_one_device(found):
