@@ -27,8 +27,15 @@ def convert(path: Path) -> tokenizers.Tokenizer:
     model = _parsed(path)
     kinds = {piece.type for piece in model.pieces} - {_NORMAL, _UNKNOWN, _CONTROL, _BYTE}
     kind = model.trainer_spec.model_type
-    if kinds or kind not in (_UNIGRAM, _BPE):
-        problem = "has user-defined or unused pieces" if kinds else "is neither BPE nor unigram"
+    unspelled = _unspelled(model)
+    problem = None
+    if kinds:
+        problem = "has user-defined or unused pieces"
+    elif kind not in (_UNIGRAM, _BPE):
+        problem = "is neither BPE nor unigram"
+    elif kind == _UNIGRAM and unspelled:
+        problem = f"has no piece for {unspelled[0]!r}, with which its control pieces are spelled"
+    if problem:
         remedy = "Such a SentencePiece model cannot be exported exactly"
         raise BadInput("data.tokenizer", str(path), problem, remedy)
     tokenizer = tokenizers.Tokenizer(_bpe(model) if kind == _BPE else _unigram(model))
@@ -53,6 +60,14 @@ def _parsed(path: Path) -> Any:
     model = proto.ModelProto()
     model.ParseFromString(path.read_bytes())
     return model
+
+
+def _unspelled(model: Any) -> list[str]:
+    """Characters of control pieces and bytes' that no ordinary piece has. `tokenizers` takes text
+    that spells such a piece for it before it takes an unknown character."""
+    single = {piece.piece for piece in model.pieces if piece.type == _NORMAL}
+    special = "".join(piece.piece for piece in model.pieces if piece.type != _NORMAL)
+    return sorted(set(special) - single)
 
 
 def _bpe(model: Any) -> models.BPE:

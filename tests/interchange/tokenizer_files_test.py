@@ -40,13 +40,13 @@ def specs(tmp_path_factory):
     }
 
 
-def _train_sentencepiece(path: Path, **options) -> str:
+def _train_sentencepiece(path: Path, text: str = _SOURCE, **options) -> str:
     """As the Mistral model: spaces are kept, and runs of them are pieces of the lowest score."""
     model = io.BytesIO()
     usual = {"model_type": "bpe", "normalization_rule_name": "identity", "byte_fallback": True}
     options = usual | options
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_SOURCE.splitlines()),
+        sentence_iterator=iter(text.splitlines()),
         model_writer=model,
         vocab_size=500,
         remove_extra_whitespaces=False,
@@ -186,6 +186,16 @@ def test_unknown_characters_are_one_unknown_piece(tmp_path):
     text = "a 東京 b😀東c"
     assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
     assert ours.encode(text).tolist().count(0) == 2
+
+
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_unigram_models_that_cannot_spell_a_control_piece(byte_fallback, tmp_path):
+    text = _SOURCE.replace("<", "")
+    spec = _train_sentencepiece(
+        tmp_path / "u.model", text, model_type="unigram", byte_fallback=byte_fallback
+    )
+    with pytest.raises(BadInput, match="no piece for '<'.*cannot be exported exactly"):
+        tokenizer_files.write(tmp_path, kinds.load(spec), max_length=99, imported=False)
 
 
 @pytest.mark.parametrize("imported", [True, False])
