@@ -5,6 +5,7 @@ The number of simulated devices must be set before jax starts, so this file is a
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ffn_alloc.model.attention import attend, attend_splash
 from ffn_alloc.model.loss import token_nll
 from ffn_alloc.model.stacking import lay_out
 from ffn_alloc.planning import hlo
@@ -127,6 +129,34 @@ def error_of_one_pass() -> float:
     )
 
 
+def error_of_splash() -> float:
+    """The largest difference of the kernel for TPUs, interpreted where devices split rows and
+    heads, from the reference on one device: values and gradients, with documents apart."""
+    B, T, N, K, H = 2, 128, 4, 2, 128
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, cotangent = (
+        jax.random.normal(key, (B, T, heads, H))
+        for key, heads in zip(keys, (N, K, K, N), strict=True)
+    )
+    ids_BT = 1 + jax.numpy.arange(T)[None] // jax.numpy.array([[40], [64]])
+
+    def values_and_gradients(q, k, v, kernel):
+        y, pull = jax.vjp(lambda q, k, v: kernel(q, k, v, ids_BT), q, k, v)
+        return y, *pull(cotangent)
+
+    whole = values_and_gradients(q, k, v, functools.partial(attend, kernel="xla"))
+    mesh = mesh_of("1x2x2", 4)[1]
+    with jax.set_mesh(mesh):
+        heads = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+        kernel = functools.partial(attend_splash, interpret=True)
+        split = jax.jit(functools.partial(values_and_gradients, kernel=kernel))
+        parts = split(*(jax.device_put(array, heads) for array in (q, k, v)))
+    return max(
+        float(np.abs(np.asarray(one) - np.asarray(other)).max())
+        for one, other in zip(whole, parts, strict=True)
+    )
+
+
 def report(directory: Path) -> dict:
     found: dict = {"losses": {}, "shards": {}, "contents": {}, "ffn": {}}
     found["moves"] = [moves("1x8x1", chunks) for chunks in (1, 3)]
@@ -157,6 +187,7 @@ def report(directory: Path) -> dict:
             found["saved_digests"] = read_meta(directory, STEPS)["digests"]
             found["contents"]["saved"] = contents([state.params, state.opt_state])
     found["one_pass"] = error_of_one_pass()
+    found["splash"] = error_of_splash()
     found["muon"] = {}
     for shape in ("1x1x1", MUON):
         config, mesh = mesh_of(shape, SHAPES[shape], "muon")
@@ -205,6 +236,10 @@ def test_gate_and_up_are_one_matrix_unless_a_tensor_axis_splits_them(found):
 
 def test_the_loss_in_one_pass_is_that_of_one_device(found):
     assert found["one_pass"] < 1e-4  # values up to 20, gradients to 32
+
+
+def test_the_kernel_for_tpus_is_the_reference_where_devices_split_it(found):
+    assert found["splash"] < 2e-5
 
 
 def test_chunks_of_the_loss_move_nothing_between_devices(found):
