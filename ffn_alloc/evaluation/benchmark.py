@@ -64,6 +64,7 @@ class Benchmark:
         self._check_requests()
         self.item_ids = [_item_id(index, doc) for index, doc in self._docs()]
         self.primary = _PRIMARY.get(self.name)  # None: the task's first metric
+        self.guessing = _guessing(self._task, [doc for _, doc in self._docs()])
         self.origin = Origin(
             task=self.name,
             limit=limit,
@@ -201,6 +202,18 @@ def _choice_problem(task: Any, doc: Any) -> str | None:
         if not is_index and not (isinstance(answer, str) and answer in choices):
             return f"has the answer {answer!r:.40}, which is none of its {len(choices)} choices"
     return None
+
+
+def _guessing(task: Any, docs: list[Any]) -> float | None:
+    """The accuracy of guessing; None where there is nothing to choose from."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    shares = []
+    for doc in docs:
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        right = len(set(gold)) if isinstance(gold, list) else 1
+        shares.append(right / len(task.doc_to_choice(doc)))
+    return math.fsum(shares) / len(shares)
 
 
 def _check_finite(task: str, request: Any, answer: Any) -> None:

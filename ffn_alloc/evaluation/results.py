@@ -125,7 +125,8 @@ def write(
     item_ids: list[str],
     scores: dict[str, ItemScores],
 ) -> dict[str, Any]:
-    """Writes a result; `about` has run, step, tokens, checkpoint, primary, source and seconds.
+    """Writes a result; `about` has run, step, tokens, checkpoint, primary, guessing (the accuracy
+    of guessing, or None), source and seconds.
 
     If another process wrote this result meanwhile, that one stays and is returned.
     """
@@ -153,6 +154,7 @@ def write(
             "limit": origin.limit,
             "num_fewshot": origin.num_fewshot,
             "primary": about["primary"],
+            "guessing": about["guessing"],
             "metrics": {name: _summary(metric) for name, metric in scores.items()},
             "task_version": origin.task_version,
             "harness_version": origin.harness_version,

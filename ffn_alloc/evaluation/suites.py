@@ -89,6 +89,7 @@ class Scoring:
                 scores = task.score(run.params)
                 about |= {
                     "primary": task.primary or next(iter(scores)),
+                    "guessing": task.guessing,
                     "source": task.source,
                     "seconds": round(time.monotonic() - started, 3),
                 }

@@ -65,11 +65,10 @@ def _read(path: Path) -> Split:
         with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    split.rows.append(_row(line))
+                    split.rows.append(_row(line, f"{path}, line {number}"))
                     split.lines.append(number)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        where = f"{path}, line {len(split.rows) + 1}"
-        raise BadInput("task_data", where, f"cannot be read ({error})", _LAYOUT) from error
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise BadInput("task_data", str(path), f"cannot be read ({error})", _LAYOUT) from error
     if not split.rows:
         raise BadInput("task_data", str(path), "has no rows", _LAYOUT)
     for index, row in enumerate(split.rows):
@@ -79,8 +78,11 @@ def _read(path: Path) -> Split:
     return split
 
 
-def _row(line: str) -> Row:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError("a row is an object with a value for each column")
+def _row(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("a row is an object with a value for each column")
+    except ValueError as error:
+        raise BadInput("task_data", where, f"cannot be read ({error})", _LAYOUT) from error
     return row

@@ -28,6 +28,7 @@ class Validation:
 
     name = NAME
     primary = "bits_per_byte"
+    guessing = None
 
     def __init__(self, config: Config, mesh: Mesh, platform: str, data: Manifest, limit: int):
         self.source = f"{data.source} {data.fingerprint}"

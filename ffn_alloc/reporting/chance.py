@@ -1,7 +1,7 @@
-"""What guessing scores on a task: below it, or hardly above, a comparison says nothing."""
+"""What guessing scores, for results of versions that did not record it."""
 
 # One over the number of answers to choose from. ARC has a few questions with 3 or 5 answers.
-_LEVELS = {
+KNOWN_LEVELS = {
     "hellaswag": 0.25,
     "arc_easy": 0.25,
     "arc_challenge": 0.25,
@@ -11,8 +11,3 @@ _LEVELS = {
     "winogrande": 0.5,
     "boolq": 0.5,
 }
-
-
-def chance_level(task: str, kind: str) -> float | None:
-    """The accuracy of guessing, None where it is about 0 or not known."""
-    return _LEVELS.get(task) if kind == "accuracy" else None

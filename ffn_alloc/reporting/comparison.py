@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ffn_alloc.reporting.chance import chance_level
 from ffn_alloc.reporting.improvement import (
     Improvement,
     Scores,
@@ -42,6 +41,7 @@ class Comparison:
     tasks: tuple[str, ...]  # the one, or those in the average
     metric: str  # "" for averages
     kind: str
+    guessing: float | None  # its score, where it is known and not about 0
     items: int
     baseline: Estimate | None  # the scores; None for averages
     score: Estimate | None
@@ -142,7 +142,7 @@ def _on_task(
     improvement: Estimate | None,
 ) -> Comparison:
     about = size.results[task][size.baseline.first.workdir]
-    level = chance_level(task, about.kind)
+    level = about.guessing
     before, after = baseline.estimate(), mine.estimate()
     return Comparison(
         size,
@@ -151,6 +151,7 @@ def _on_task(
         (task,),
         about.metric,
         about.kind,
+        level,
         mine.items,
         before,
         after,
@@ -197,7 +198,7 @@ def _on_average(
     paired = cell.seeds == size.baseline.seeds
     kind = "average"
     return Comparison(
-        size, cell, name, tasks, "", kind, items, None, None, improvement, paired, False, False
+        size, cell, name, tasks, "", kind, None, items, None, None, improvement, paired, False, False
     )
 
 

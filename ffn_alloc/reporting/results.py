@@ -19,6 +19,7 @@ import numpy as np
 
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
+from ffn_alloc.reporting.chance import KNOWN_LEVELS
 
 _FORMAT = 1
 _AGGREGATES = ("mean", "exp_mean")
@@ -35,6 +36,7 @@ class TaskResult:
     limit: int  # 0: all items
     metric: str
     kind: str
+    guessing: float | None  # the accuracy of guessing; None where it is about 0 or not known
     exponential: bool  # the metric is exp of the weighted mean
     higher_is_better: bool
     value: float
@@ -97,6 +99,7 @@ def _result(path: AnyPath, content: Mapping[str, Any], arrays: dict[str, np.ndar
         limit=content["limit"],
         metric=metric,
         kind=about["kind"],
+        guessing=_guessing(content, about["kind"]),
         exponential=about["aggregate"] == "exp_mean",
         higher_is_better=about["higher_is_better"],
         value=float(about["value"]),
@@ -120,10 +123,20 @@ def _result(path: AnyPath, content: Mapping[str, Any], arrays: dict[str, np.ndar
     return result
 
 
+def _guessing(content: Mapping[str, Any], kind: str) -> float | None:
+    """As recorded; results of earlier versions did not."""
+    if kind != "accuracy":
+        return None
+    level = content.get("guessing", KNOWN_LEVELS.get(content["task"]))
+    return None if level is None else float(level)
+
+
 def _problem(result: TaskResult, about: Mapping[str, Any]) -> str | None:
     items = len(result.item_ids)
     if about["kind"] not in _KINDS or about["aggregate"] not in _AGGREGATES:
         return f"has a metric of kind {about['kind']!r}, aggregate {about['aggregate']!r}"
+    if result.guessing is not None and not 0 <= result.guessing <= 1:
+        return f"says that guessing scores {result.guessing!r}"
     if items == 0 or about["n"] != items or len(set(result.item_ids)) != items:
         return f"has {items} items ({len(set(result.item_ids))} different), its JSON {about['n']}"
     if result.values_N.shape != (items,) or result.weights_N.shape != (items,):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from ffn_alloc import accounting
 from ffn_alloc.reporting import runs, words
-from ffn_alloc.reporting.chance import chance_level
 from ffn_alloc.reporting.comparison import BETTER, CANNOT_TELL, WORSE, Comparison
 from ffn_alloc.reporting.curves import Curve
 from ffn_alloc.reporting.study import SizeStudy
@@ -96,12 +95,12 @@ def chance_table(comparisons: Sequence[Comparison]) -> Table | None:
     )
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for c in comparisons:
-        if chance_level(c.task, c.kind) is not None:
+        if c.guessing is not None:
             groups.setdefault((c.size.label, c.task), []).append(c)
     rows = []
     for (size, task), group in groups.items():
         first = group[0]
-        level = chance_level(task, first.kind)
+        level = first.guessing
         assert first.baseline is not None and level is not None
         low, high = first.baseline.interval()
         best = max(c.score.value for c in group if c.score)

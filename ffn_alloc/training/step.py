@@ -3,6 +3,7 @@
 Shapes: B global batch, M microbatches, T positions, L layers.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,19 +95,29 @@ def layers_per_iteration(config: Config, platform: str) -> int:
 def make_nll(
     config: Config, platform: str, logits_dtype: Any = jnp.float32
 ) -> Callable[[Any, Batch], Any]:
-    """(params, batch) -> (nll, log of the partition function), [B, T] in nats: the forward pass
-    of training and evaluation, with the config's kernel, layout and loss chunks."""
+    """(params, batch) -> (nll, log of the partition function), [B, T] in nats."""
+    of_logits = functools.partial(token_nll, one_pass=platform in ("gpu", "cuda"))
+    return make_token_losses(config, platform, of_logits, logits_dtype)
+
+
+def make_token_losses(
+    config: Config,
+    platform: str,
+    of_logits: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]],
+    logits_dtype: Any = jnp.float32,
+) -> Callable[[Any, Batch], tuple[jax.Array, ...]]:
+    """(params, batch) -> `of_logits(logits_BTV, targets_BT)`, a tuple of arrays [B, T]: the forward
+    pass of training and evaluation, with the config's kernel, layout and loss chunks."""
     kernel = choose_kernel(
         config.model, config.data.mask_documents, platform, config.data.sequence_length
     )
     unroll = layers_per_iteration(config, platform)
-    one_pass = platform in ("gpu", "cuda")
 
     def losses(params: Any, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, ...]:
         logits_BTV = unembed(params, x_BTD, config.model, logits_dtype)
-        return token_nll(logits_BTV, targets_BT, one_pass)
+        return of_logits(logits_BTV, targets_BT)
 
-    def nll(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
+    def token_losses(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
         x_BTD = hidden_states(
             params,
             batch["inputs"],
@@ -120,9 +131,12 @@ def make_nll(
         # What `unembed` reads: by_chunks gathers, and sums gradients of, all that it is given.
         name = "embedding" if config.model.tie_embeddings else "unembedding"
         matrix, chunks = {name: params[name]}, config.train.loss_chunks
+        if platform == "cpu" and chunks > 1:
+            # XLA for CPUs aborts where by_chunks sums bfloat16 gradients between devices.
+            matrix = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), matrix)
         return by_chunks(losses, chunks, matrix, x_BTD, batch["targets"])
 
-    return nll
+    return token_losses
 
 
 def _no_loop_is_left(config: Config, platform: str) -> bool:

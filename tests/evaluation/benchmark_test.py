@@ -9,6 +9,7 @@ import pytest
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation import tasks
 from ffn_alloc.evaluation.benchmark import Benchmark
+from ffn_alloc.reporting.chance import KNOWN_LEVELS
 from tests.evaluation import benchmark_files
 from tests.evaluation.benchmark_files import ITEMS, SPLITS, HashModel
 
@@ -95,6 +96,22 @@ def test_scores_are_those_of_the_harness(loaded, expected, task, limit):
     assert benchmark.origin.task_version == str(theirs["versions"][f"theirs_{task}"])
     assert benchmark.origin.num_fewshot == theirs["n-shot"][f"theirs_{task}"] == 0
     assert benchmark.origin.harness_version == lm_eval.__version__
+
+
+@pytest.mark.parametrize("task", SPLITS)
+def test_what_guessing_scores(loaded, task):
+    """As `report` has it by hand, for results of before; 0 or nothing for texts."""
+    assert Benchmark(loaded[task], HashModel(), 0).guessing == KNOWN_LEVELS.get(task)
+
+
+def test_guessing_counts_the_choices_of_each_item(directory, tmp_path):
+    rows = benchmark_files.rows("arc_easy")
+    for row, letters in zip(rows[:3], ("ABC", "ABCDE", "ABC"), strict=True):
+        row["choices"] = {"text": [f"answer {x}" for x in letters], "label": list(letters)}
+        row["answerKey"] = "B"
+    benchmark_files.write(tmp_path, "arc_easy", rows)
+    (task,) = tasks.load(["arc_easy"], str(tmp_path))
+    assert Benchmark(task, HashModel(), 4).guessing == pytest.approx((2 / 3 + 1 / 5 + 1 / 4) / 4)
 
 
 @pytest.mark.parametrize("task", ["hellaswag", "winogrande", "lambada_openai"])

@@ -19,6 +19,7 @@ ABOUT = {
     "tokens": 640,
     "checkpoint": "c" * 64,
     "primary": "acc",
+    "guessing": 0.5,
     "source": "here",
     "seconds": 1.5,
 }

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.evaluation import suites
+from ffn_alloc.evaluation import benchmark, suites
 from ffn_alloc.evaluation.results import ItemScores, Origin
 from ffn_alloc.evaluation.runs import read_record
 from ffn_alloc.evaluation.suites import Scoring
+from ffn_alloc.evaluation.task_columns import COLUMNS
 from ffn_alloc.training.checkpoint_meta import params_digest
+from tests.evaluation.benchmark_files import SPLITS
 from tests.evaluation.untrained import save_run
 from tests.training.runs import micro_config
 
@@ -22,6 +24,7 @@ class FakeTask:
     """Scores the mean of the embedding, and counts how often it was asked."""
 
     primary = None
+    guessing = 0.25
     source = "nowhere"
     item_ids = ["0", "1"]
 
@@ -72,6 +75,7 @@ def test_what_a_result_says_of_its_run(copy, fakes):
     (result, _) = make(copy).complete(2)
     assert (result["run"], result["step"], result["tokens"]) == ("tiny", 2, 2 * 4 * 6)
     assert result["checkpoint"] == params_digest(read_record(copy).meta(2))
+    assert result["guessing"] == 0.25
     assert result["primary"] == "mean" and result["data"] == {"source": "nowhere", "sha256": "d"}
     other = make(copy).complete(3)[0]
     assert other["metrics"]["mean"]["value"] != result["metrics"]["mean"]["value"]
@@ -121,3 +125,9 @@ def test_names_and_suites():
     assert suites.split_names(" a, b,,c ") == ["a", "b", "c"] and suites.split_names("") == []
     assert suites.SUITES["quick"] == ("validation",)
     assert len(suites.SUITES["paper"]) == len(set(suites.SUITES["paper"])) == 10
+
+
+def test_each_task_of_the_paper_suite_is_known_everywhere():
+    """Its columns are checked, its metric is chosen, and the tests have rows of it."""
+    names = set(suites.SUITES["paper"])
+    assert names == set(COLUMNS) == set(benchmark._PRIMARY) == set(SPLITS)

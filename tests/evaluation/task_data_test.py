@@ -61,7 +61,8 @@ GOOD = json.dumps(benchmark_files.row("piqa", 0))
     [
         ("", "has no rows"),
         (f"{GOOD}\n{GOOD[:40]}\n", "line 2"),
-        (f"{GOOD}\n[1]\n", "line 2"),
+        (f"{GOOD}\n\n\n{GOOD[:40]}\n", "line 4"),
+        (f"{GOOD}\n\n[1]\n", "line 3"),
         (f'{GOOD}\n{{"goal": "x"}}\n', "line 2"),
         (GOOD + "\n" + GOOD.replace("{", '{"more": 1, '), "more is not in the first row"),
     ],

@@ -63,6 +63,18 @@ def test_at_chance_nothing_is_concluded(found):
     assert words.verdict(hellaswag) == "cannot tell (both at chance)"
 
 
+@pytest.mark.parametrize("guessing, verdict", [(0.5, "cannot tell"), (0.2, "worse")])
+def test_of_any_task_that_says_what_guessing_scores(tmp_path, guessing, verdict):
+    runs = []
+    for name, allocation, right in (("base", "uniform", 0.45), ("mid", "middle:0.7", 0.3)):
+        runs.append([tmp_path / f"{name}{seed}" for seed in (0, 1, 2)])
+        for seed, run in enumerate(runs[-1]):
+            write_run(run, allocation, seed)
+            values_N = np.random.default_rng(seed).random(1000) < right
+            write_result(run, "mmlu_anatomy", values_N.astype(float), guessing=guessing)
+    assert by_task(comparisons(*runs))["mmlu_anatomy"].verdict == verdict
+
+
 def test_an_average_of_tasks_at_chance_is_at_chance(tmp_path):
     for name, allocation in (("base", "uniform"), ("mid", "middle:0.7")):
         for seed in (0, 1, 2):

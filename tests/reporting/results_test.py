@@ -24,6 +24,7 @@ def test_what_evaluation_writes_is_read(tmp_path):
         tokens=70,
         checkpoint="c0ffee",
         primary="word_perplexity",
+        guessing=None,
         source="hub",
         seconds=1.0,
     )
@@ -39,6 +40,17 @@ def test_what_evaluation_writes_is_read(tmp_path):
     assert found.tokens == 70
     assert found.conditions["data.sha256"] == "d" * 64
     assert not found.higher_is_better
+
+
+def test_what_guessing_scores_is_as_recorded(tmp_path):
+    def level(task, **content):
+        write_result(tmp_path, task, [1, 0], **content)
+        return read_result(tmp_path, 10, task, 0).guessing
+
+    assert level("mmlu_anatomy", guessing=0.25) == 0.25
+    assert level("piqa", guessing=0.4) == 0.4
+    assert level("piqa") == 0.5 and level("mmlu_anatomy") is None  # of an earlier version
+    assert level("piqa", guessing=None) is None
 
 
 def test_limits_and_steps_are_told_apart(tmp_path):
@@ -67,6 +79,8 @@ DAMAGE = {
     "a missing key": lambda path: _edit(path, lambda c: c.pop("task_version")),
     "another score": lambda path: _edit(path, lambda c: c["metrics"]["acc"].update(value=0.5001)),
     "another n": lambda path: _edit(path, lambda c: c["metrics"]["acc"].update(n=3)),
+    "guesses that are no share": lambda path: _edit(path, lambda c: c.update(guessing=25)),
+    "guesses that are no number": lambda path: _edit(path, lambda c: c.update(guessing="few")),
     "an unknown kind": lambda path: _edit(path, lambda c: c["metrics"]["acc"].update(kind="f1")),
     "no items": lambda path: os.remove(path.with_suffix(".npz")),
     "items swapped": lambda path: np.savez_compressed(

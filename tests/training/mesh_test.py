@@ -99,11 +99,14 @@ def contents(tree):
     ]
 
 
-def moves(shape: str, chunks: int = 1, optimizer: str = "adamw") -> dict:
+def moves(
+    shape: str, chunks: int = 1, optimizer: str = "adamw", compute_dtype: str = "float32"
+) -> dict:
     """Collectives of a step on eight devices."""
     config, mesh = mesh_of(shape, 8)
     config = dataclasses.replace(
         config,
+        model=dataclasses.replace(config.model, compute_dtype=compute_dtype),
         train=dataclasses.replace(config.train, loss_chunks=chunks),
         optimizer=dataclasses.replace(config.optimizer, name=optimizer),
     )
@@ -160,6 +163,7 @@ def error_of_splash() -> float:
 def report(directory: Path) -> dict:
     found: dict = {"losses": {}, "shards": {}, "contents": {}, "ffn": {}}
     found["moves"] = [moves("1x8x1", chunks) for chunks in (1, 3)]
+    found["bfloat16_moves"] = moves("1x8x1", 3, compute_dtype="bfloat16")
     found["muon_moves"] = [moves(MUON, optimizer=optimizer) for optimizer in ("adamw", "muon")]
     initial = jax.device_get(init_state(*mesh_of("1x1x1", 1)))
     for shape, devices in SHAPES.items():
@@ -247,6 +251,10 @@ def test_chunks_of_the_loss_move_nothing_between_devices(found):
     whole, chunked = found["moves"]
     assert whole["all-gather"]["bytes"] > 0
     assert chunked == whole
+
+
+def test_chunks_of_the_loss_compile_in_bfloat16_for_several_cpu_devices(found):
+    assert found["bfloat16_moves"]["all-gather"]["bytes"] > 0
 
 
 def test_muon_gives_the_losses_of_one_device(found):
