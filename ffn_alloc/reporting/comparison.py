@@ -196,9 +196,21 @@ def _on_average(
     tasks = _averaged(size, name, by_task)
     items = sum(found.items for task, found in by_task.items() if found and task in tasks)
     paired = cell.seeds == size.baseline.seeds
-    kind = "average"
     return Comparison(
-        size, cell, name, tasks, "", kind, None, items, None, None, improvement, paired, False, False
+        size,
+        cell,
+        name,
+        tasks,
+        metric="",
+        kind="average",
+        guessing=None,
+        items=items,
+        baseline=None,
+        score=None,
+        improvement=improvement,
+        paired=paired,
+        baseline_at_chance=False,
+        at_chance=False,
     )
 
 
