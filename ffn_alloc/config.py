@@ -204,7 +204,10 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
             raise BadInput(prefix + str(key), values[key], "unknown key", f"Known here: {known}")
     for name in fields:
         if name not in values:
-            remedy = "configs/recipe.py names every field; add it, also to an older config.json"
+            remedy = (
+                "configs/recipe.py names every field. A run of an earlier version is finished and "
+                "scored with that version, by the git_revision in its config.json"
+            )
             raise BadInput(prefix + name, None, "missing", remedy)
     return cls(**{name: _value(kind, values[name], prefix + name) for name, kind in fields.items()})
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from ffn_alloc import config
+from ffn_alloc.errors import BadInput
+from tests.helpers import tiny_config
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ffn_alloc"
 
@@ -27,6 +29,18 @@ FIELDS = sorted(
 # Fields whose reading no attribute shows, and where they are read instead.
 READ_OTHERWISE = {
     "mesh.tensor": "make_mesh reads all axes by dataclasses.asdict",
+}
+
+# Texts that the config alone cannot judge.
+FREE = {
+    "name": "any name",
+    "data.source": "data/sources.py",
+    "data.validation_source": "data/sources.py",
+    "data.data_dir": "a directory",
+    "data.prepared_dir": "a directory",
+    "data.tokenizer": "data/tokenizer.py",
+    "eval.tasks": "the harness knows its tasks",
+    "eval.task_data": "a directory",
 }
 
 
@@ -115,6 +129,22 @@ def found() -> set[str]:
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_is_read(found, field):
     assert field in found or field in READ_OTHERWISE, f"nothing reads {field}"
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_value_without_sense_is_refused(field):
+    """A word that is no choice, a number below 0: by validation.py, or FREE says who does it."""
+    section, _, name = field.rpartition(".")
+    kind = next(f.type for f in dataclasses.fields(SECTIONS[section]) if f.name == name)
+    if dataclasses.is_dataclass(kind) or kind is bool:
+        return
+    values = config.to_dict(tiny_config())
+    (values[section] if section else values)[name] = "nonsense" if kind is str else kind(-7)
+    if field in FREE:
+        config.from_dict(values)
+    else:
+        with pytest.raises(BadInput, match=field):
+            config.from_dict(values)
 
 
 def test_exceptions_are_needed(found):

@@ -169,7 +169,7 @@ def test_allocations_with_commas_are_listed(tmp_path, environment):
     own = command(tmp_path, "--positions=", "--allocations=blocks:1,2,1,first:1/2")
     result = subprocess.run(without_submit(own), env=environment, cwd=ROOT, capture_output=True)
     rows = [line.split()[0] for line in result.stdout.decode().splitlines()[1:-1]]
-    assert rows == ["baseline_285m_s0", "blocks1-2-1_285m_s0", "first1-2_285m_s0"]
+    assert rows == ["baseline_285m_s0", "blocks1-2-1_285m_s0", "first50_285m_s0"]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def _devices(topology: Topology) -> list[Any]:
         if topology.chip.name == "v4":
             arguments["chip_config_name"] = "megacore"  # as on Cloud TPUs: one device a chip
     else:
-        _require(_cuda_plugin(), topology, "cuda")
+        _require(cuda_plugin(), topology, "cuda")
         _require("nvidia.cudnn", topology, "cuda")
         nodes = topology.nodes
         arguments = {
@@ -109,7 +109,7 @@ def _devices(topology: Topology) -> list[Any]:
         raise BadInput("--topology", str(topology), problem, "Give one that exists") from error
 
 
-def _cuda_plugin() -> str:
+def cuda_plugin() -> str:
     """jax's for CUDA 12, or for CUDA 13 where that is the one installed."""
     newer = "jax_cuda13_plugin"
     return newer if importlib.util.find_spec(newer) else "jax_cuda12_plugin"

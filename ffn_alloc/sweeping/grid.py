@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ffn_alloc import shapes
 from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
 
@@ -106,8 +107,14 @@ def _check_not_ours(overrides: Sequence[str]) -> None:
 
 
 def _words(spec: str) -> str:
-    """A spec as a part of a file's name: 'middle:70%' is middle70, 'uniform' the baseline."""
+    """A spec as a part of a file's name: 'uniform' is the baseline, 'middle:70%' is middle70, as is
+    'middle:0.7': however it is spelled, a sweep finds the run that it has begun."""
     if spec == "uniform":
         return "baseline"
-    told_apart = spec.replace("@+", "p").replace("@-", "m")
+    shape = shapes.parse(spec)
+    text = str(shape)
+    if isinstance(shape, shapes.Band) and (percent := 100 * shape.ratio).denominator == 1:
+        _, at, shift = text.partition("@")
+        text = f"{shape.position}:{percent}{at}{shift}"
+    told_apart = text.replace("@+", "p").replace("@-", "m")
     return re.sub(r"[^A-Za-z0-9.+-]", "", re.sub("[,/]", "-", told_apart))

@@ -90,11 +90,16 @@ def test_remat_decides_which_matrices_backward_uses_again():
 
 
 @pytest.mark.parametrize(
-    "allocation, unroll, groups_with_barriers",
-    [("uniform", 1, 0), ("mask:0110", 1, 2), ("mask:0110", 2, 3), ("mask:0101", 1, 4)],
+    "allocation, unroll, wanted",
+    [
+        ("uniform", 1, {0}),
+        ("mask:0110", 1, {2}),
+        ("mask:0110", 2, {3, 4}),  # jax writes two equal layers as one function, or (0.12) two
+        ("mask:0101", 1, {4}),
+    ],
 )
 @pytest.mark.parametrize("remat", ["none", "save", "full"])
-def test_what_is_no_loop_is_kept_from_being_merged(allocation, unroll, groups_with_barriers, remat):
+def test_what_is_no_loop_is_kept_from_being_merged(allocation, unroll, wanted, remat):
     """A group of one layer is no loop: compiled for v5e, six such layers of `full` took 1,461 MiB
     without barriers, and 543 with them."""
     model = tiny_model(allocation, remat=remat, num_layers=4)
@@ -102,7 +107,7 @@ def test_what_is_no_loop_is_kept_from_being_merged(allocation, unroll, groups_wi
     tokens_BT = jnp.zeros((1, 8), jnp.int32)
     step = jax.jit(jax.grad(partial(mean_nll, model=model, unroll=unroll)))
     barriers = step.lower(stacked, tokens_BT, tokens_BT).as_text().count("optimization_barrier")
-    assert barriers == (0 if remat == "none" else groups_with_barriers)
+    assert barriers in ({0} if remat == "none" else wanted)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import counting, hlo, roofline, topology
 from ffn_alloc.planning.collectives import Collective, collectives
+from ffn_alloc.planning.compile_step import cuda_plugin
 from ffn_alloc.planning.counting import Kernel
 from ffn_alloc.planning.forecast import forecast, summary
 from ffn_alloc.planning.matrix_flops import matrix_flops
@@ -220,7 +221,7 @@ def needs(module):
 @pytest.mark.parametrize(
     "platform",
     [
-        pytest.param("h100:1", marks=needs("jax_cuda12_plugin")),
+        pytest.param("h100:1", marks=needs(cuda_plugin())),
         pytest.param("v5e:2x2", marks=needs("libtpu")),
     ],
 )
@@ -237,9 +238,7 @@ def test_programs_for_chips_agree_with_the_ledger(platform, remat, chunks, optim
     assert values["aliased_bytes"] / values["state_bytes"] == pytest.approx(1, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "module, platform", [("libtpu", "v5e:2x2"), ("jax_cuda12_plugin", "h100:1")]
-)
+@pytest.mark.parametrize("module, platform", [("libtpu", "v5e:2x2"), (cuda_plugin(), "h100:1")])
 def test_a_missing_extra_is_named(module, platform):
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is here")

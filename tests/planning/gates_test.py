@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from ffn_alloc import cli
+from ffn_alloc.planning.compile_step import cuda_plugin
 from ffn_alloc.planning.forecast import forecast, summary
 from ffn_alloc.planning.topology import parse
 
 pytestmark = [
     pytest.mark.gates,
     pytest.mark.skipif(
-        importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra cuda"
+        importlib.util.find_spec(cuda_plugin()) is None, reason="needs the extra cuda"
     ),
 ]
 

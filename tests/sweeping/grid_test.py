@@ -47,13 +47,28 @@ def test_seeds_and_overrides_reach_every_run():
 
 
 def test_names_tell_specs_apart():
-    specs = "middle:50%@+2 middle:50%@-2 first:1/2 first:12% blocks:1,11 blocks:11,1".split()
+    specs = "middle:50%@+2 middle:50%@-2 first:1/3 first:12% blocks:1,11 blocks:11,1".split()
     runs, _ = runs_of([], [], further=specs)
     assert [run.name.removesuffix("_285m_s0") for run in runs[1:]] == [
-        *("middle50p2", "middle50m2", "first1-2", "first12", "blocks1-11", "blocks11-1")
+        *("middle50p2", "middle50m2", "first1-3", "first12", "blocks1-11", "blocks11-1")
     ]
     assert len({run.dns_name for run in runs}) == len(runs)
     assert runs[1].dns_name == "middle50p2-285m-s0"
+
+
+@pytest.mark.parametrize(
+    "spellings, name",
+    [
+        (["middle:70%", "middle:0.7", "middle:0.70", "middle:7/10"], "middle70"),
+        (["first:1/2@+1", "first:50%@+1"], "first50p1"),
+        (["taper:1.50..0.5:cosine", "taper:1.5..0.5:cosine"], "taper1.5..0.5cosine"),
+    ],
+)
+def test_a_name_does_not_depend_on_the_spelling(spellings, name):
+    """So that a sweep goes on in the directories that it has, however its specs are written."""
+    for spec in spellings:
+        runs, _ = runs_of([], [], further=[spec])
+        assert runs[1].name == f"{name}_285m_s0"
 
 
 def test_two_runs_of_one_name_on_a_cluster():
