@@ -161,21 +161,6 @@ def test_packed_documents_get_the_logits_they_get_alone():
         np.testing.assert_allclose(packed_BTV[:, document], alone_BTV, atol=1e-5)
 
 
-@pytest.mark.parametrize("allocation", [*ALLOCATIONS, "mask:011101"])
-def test_unstack_and_restack_lose_nothing(allocation):
-    model = tiny_model(allocation)
-    layered = random_params(model, seed=0)
-    stacked = restack_layers(layered, model)
-    again = unstack_layers(stacked, model)
-    assert sorted(again["layers"]) == ["0", "1", "2", "3", "4", "5"]
-    for i, width in enumerate(model.ffn_dims):
-        layer = again["layers"][str(i)]
-        assert ("ffn" in layer, "ffn_norm" in layer) == (width > 0, width > 0)
-        assert not width or layer["ffn"]["gate"].shape == (model.d_model, width)
-    assert_identical(again, layered)
-    assert_identical(restack_layers(again, model), stacked)
-
-
 def test_bfloat16_runs_every_product_in_bfloat16_over_float32_parameters():
     model = tiny_model("middle:0.5", compute_dtype="bfloat16")
     params = restack_layers(random_params(model, seed=0), model)
