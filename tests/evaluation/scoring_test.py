@@ -17,6 +17,7 @@ import pytest
 from ffn_alloc.evaluation import scoring
 from ffn_alloc.evaluation.generation import generate
 from ffn_alloc.evaluation.scoring import Scorer
+from ffn_alloc.model.loss import token_nll
 from ffn_alloc.model.stacking import restack_layers
 from ffn_alloc.training.sharding import make_mesh, shardings
 from tests.helpers import tiny_config
@@ -143,10 +144,39 @@ def test_a_continuation_longer_than_the_model_is_scored_in_equal_pieces(size, pi
     assert_same(score([(context, before[5:])]), [expected], 3e-5)
 
 
+def test_a_row_need_not_be_a_whole_number_of_chunks():
+    """28 positions: three times 8, and 4."""
+    config = config_of(**{"data.sequence_length": 28})
+    tokens = np.random.default_rng(4).integers(0, 64, 29).tolist()
+    params = restack_layers(PARAMS, config.model)
+    found = make_scorer(config).score(params, [(tokens[:1], tokens[1:])])
+    assert_same(found, [numpys(tokens[:1], tokens[1:])], 3e-5)
+
+
+def test_pieces_are_greedy_only_together():
+    """The first of two is what the model would say, the last is not."""
+    first = [5]
+    for _ in range(16):
+        logits_TV = numpy_llama.logits(PARAMS, np.array([first]), CONFIG.model)[0]
+        first.append(int(logits_TV[-1].argmax()))
+    last = np.random.default_rng(2).integers(0, 64, 17).tolist()
+    parts = [numpys(first[:1], first[1:]), numpys(first, last)]
+    assert [greedy for _, greedy in parts] == [True, False]
+    expected = sum(nats for nats, _ in parts), False
+    assert_same(score([(first[:1], first[1:] + last)]), [expected], 3e-5)
+
+
 @pytest.mark.parametrize("request_", [([], [1]), ([1], [])])
 def test_nothing_to_score_is_an_error(request_):
     with pytest.raises(ValueError, match="request 1 has no (context|continuation)"):
         score([([1], [2]), request_])
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    params = restack_layers(PARAMS, CONFIG.model)
+    params["final_norm"] = {"gain": np.full(CONFIG.model.d_model, np.nan, np.float32)}
+    with pytest.raises(FloatingPointError, match="not finite"):
+        make_scorer().score(params, [([1], [2])])
 
 
 def test_no_requests():
@@ -180,6 +210,19 @@ def test_logits_of_whole_rows_never_exist():
     jaxpr = jax.make_jaxpr(scores)(params, scoring._batch([], 4, T))
     sizes = [shape for shape in _shapes(jaxpr.jaxpr) if shape[-1:] == (640,) and len(shape) == 3]
     assert sizes and max(np.prod(shape) for shape in sizes) == 4 * T // 8 * 640
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded(monkeypatch):
+    config, types = config_of(**{"model.compute_dtype": "bfloat16"}), []
+
+    def seen(logits_BCV, targets_BC):
+        types.append(logits_BCV.dtype)
+        return token_nll(logits_BCV, targets_BC)
+
+    monkeypatch.setattr(scoring, "token_nll", seen)
+    params = restack_layers(PARAMS, config.model)
+    jax.eval_shape(scoring._make_token_scores(config, "cpu"), params, scoring._batch([], 4, T))
+    assert types == ["float32"]
 
 
 def _shapes(jaxpr):

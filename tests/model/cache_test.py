@@ -42,6 +42,7 @@ def test_logits_are_those_of_whole_forward_passes(name):
     assert [leaf["key"].shape[0] for leaf in cache.values()] == [
         leaf["attention"]["key"].shape[0] for leaf in params["groups"].values()
     ]  # every layer, FFN or none
+    assert {leaf[name].shape[2] for leaf in cache.values() for name in leaf} == {LENGTH}
     for row, length in enumerate(lengths_B):
         np.testing.assert_allclose(
             logits_BTV[row, :length], expected_BTV[row, :length], rtol=0, atol=5e-5

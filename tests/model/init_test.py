@@ -63,6 +63,29 @@ def test_a_spec_and_its_widths_give_the_same_parameters():
     assert_identical(initial("widths:0x1,128x2,0x1"), initial("middle:0.5"))
 
 
+def test_a_deeper_model_begins_with_the_same_layers():
+    """And has the same embeddings, as long as no spread depends on the depth."""
+    deep = tiny_model("uniform", num_layers=6, initializer="normal")
+    params = unstack_layers(quick_jit(partial(init_params, deep))(0), deep)
+    layers = {i: layer for i, layer in params["layers"].items() if int(i) < 4}
+    assert len(params["layers"]) == 6
+    assert_identical({**params, "layers": layers}, initial("uniform"))
+
+
+def test_a_seed_gives_what_it_gave_before():
+    """Recorded with jax 0.10.2 and 0.12.0: a seed names the same model in every version."""
+    params = initial("uniform")
+    layers = params["layers"]
+    found = [
+        params["embedding"]["table"][0, 0],
+        params["unembedding"]["kernel"][-1, -1],
+        layers["1"]["attention"]["key"][0, 0],
+        layers["3"]["ffn"]["down"][-1, -1],
+    ]
+    expected = [-0.00373990, -0.0134794, 0.0193518, -0.0419537]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_another_seed_gives_other_matrices():
     other = initial("uniform", seed=1)
     assert_identical(

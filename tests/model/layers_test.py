@@ -42,6 +42,27 @@ def test_norm_has_unit_mean_square_times_gain_and_keeps_the_type():
     np.testing.assert_array_equal(norm(jnp.zeros((1, 1, 32))), 0)  # epsilon
 
 
+def test_norm_of_bfloat16_is_rounded_once():
+    norm = RMSNorm(MODEL)
+    x_BTD = jnp.asarray(np.random.RandomState(0).standard_normal((4, 8, 32)), jnp.bfloat16)
+    x64_BTD = np.asarray(x_BTD, np.float64)
+    expected_BTD = x64_BTD / np.sqrt((x64_BTD**2).mean(-1, keepdims=True) + MODEL.norm_epsilon)
+    half_a_step = 2**-8 * (1 + 1e-3)  # relative: bfloat16 has 8 bits
+    np.testing.assert_allclose(np.asarray(norm(x_BTD), np.float64), expected_BTD, half_a_step)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_rotary_tables_in_bfloat16_tell_late_positions_apart(xp):
+    """bfloat16 has no 1001: the angle is float32, and its cosine is rounded."""
+    positions_BT = xp.array([[1000, 1001, 4095]])
+    found = rotary_tables(positions_BT, 8, 10_000.0, jnp.bfloat16)
+    angles_BTH = np.array([[1000, 1001, 4095]])[..., None] * 10_000.0 ** (-np.arange(4) / 4)
+    for table_BT1H, function in zip(found, (np.cos, np.sin), strict=True):
+        assert table_BT1H.dtype == jnp.bfloat16
+        table_BTH = np.asarray(table_BT1H, np.float64)[:, :, 0]
+        np.testing.assert_allclose(table_BTH, function(angles_BTH), rtol=0, atol=2**-8)
+
+
 def test_rotary_scores_depend_on_the_distance_alone():
     random = np.random.RandomState(0)
     q_BTNH, k_BTNH = random.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)

@@ -74,7 +74,30 @@ def test_gradient_is_softmax_minus_one_hot(one_pass):
     np.testing.assert_allclose(z_grad_BTV, probability_BTV, atol=1e-6)
 
 
-def test_bfloat16_logits_are_summed_in_float32():
+@both_ways
+def test_bfloat16_logits_are_summed_in_float32(one_pass):
     logits_BTV = jnp.zeros((1, 1, 1000), jnp.bfloat16)
-    nll_BT, _ = token_nll(logits_BTV, jnp.array([[3]]))
-    np.testing.assert_allclose(nll_BT, np.log(1000), rtol=1e-6)
+
+    def nll(logits_BTV):
+        return loss.token_nll(logits_BTV, jnp.array([[3]]), one_pass)[0].sum()
+
+    value, grad_BTV = quick_jit(jax.value_and_grad(nll))(logits_BTV)
+    np.testing.assert_allclose(value, np.log(1000), rtol=1e-6)
+    assert grad_BTV.dtype == jnp.bfloat16
+    expected_BTV = 1e-3 - (np.arange(1000) == 3)[None, None]
+    np.testing.assert_allclose(np.asarray(grad_BTV, np.float64), expected_BTV, rtol=2**-8)
+
+
+def test_chunks_add_the_gradient_of_a_bfloat16_matrix_in_float32():
+    """64 chunks that add 1 each to 256, where bfloat16 stays: it counts in twos from there."""
+    x_BTD = jnp.ones((1, 65, 1), jnp.bfloat16).at[0, 0].set(256)
+
+    def products(matrix, x_BTD, targets_BT):
+        return (jnp.einsum("BTD,DV->BTV", x_BTD, matrix)[..., 0].astype(jnp.float32),)
+
+    def total(matrix):
+        targets_BT = jnp.zeros((1, 65), jnp.int32)
+        return loss.by_chunks(products, 65, matrix, x_BTD, targets_BT)[0].sum()
+
+    grad = quick_jit(jax.grad(total))(jnp.ones((1, 1), jnp.bfloat16))
+    assert grad.dtype == jnp.bfloat16 and grad == 320

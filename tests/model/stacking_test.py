@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,6 +27,15 @@ def test_unstack_and_restack_lose_nothing(allocation):
         assert not width or layer["ffn"]["gate"].shape == (model.d_model, width)
     assert_identical(again, layered)
     assert_identical(restack_layers(again, model), stacked)
+
+
+def test_more_than_ten_groups_keep_their_order():
+    """Not that of their names, into which jax sorts them: "10" comes before "2"."""
+    model = tiny_model("mask:" + 6 * "01", num_layers=12)
+    layered = random_params(model, seed=0)
+    stacked = jax.tree.map(jnp.asarray, restack_layers(layered, model))
+    assert list(stacked["groups"])[:3] == ["0", "1", "10"]
+    assert_identical(unstack_layers(stacked, model), layered)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)

@@ -128,3 +128,16 @@ def test_checkpoints_are_checked_even_without_config_json(tmp_path):
     assert [path.name for path in checkpoints.directory.iterdir()] == ["4"]
     shutil.rmtree(tmp_path / "checkpoints" / "4")
     assert resume.restore_or_init(config, mesh, checkpoints, record)[1] == 0
+
+
+def test_a_checkpoint_that_lacks_arrays_is_refused(tmp_path):
+    config = micro_config()
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    record = resume.run_record(config, "fingerprint")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint, record)
+    state = init_state(config, mesh)
+    adam, *rest = state.opt_state
+    checkpoints.save(state._replace(opt_state=(adam._replace(nu={}), *rest)), 0)
+    checkpoints.wait()
+    with pytest.raises(BadInput, match="step 0 has not the arrays of this version: optimizer/"):
+        resume.restore_or_init(config, mesh, checkpoints, record)

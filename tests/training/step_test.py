@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from ffn_alloc.config import Config
 from ffn_alloc.model.decoder import forward, init_params
@@ -140,7 +141,9 @@ def test_an_unrolled_stacks_gradients_add_up_layer_by_layer():
     assert not any(len(shape) == 3 for shape in carried)
 
 
-@pytest.mark.parametrize("platform, one_pass", [("gpu", True), ("tpu", False), ("cpu", False)])
+@pytest.mark.parametrize(
+    "platform, one_pass", [("gpu", True), ("cuda", True), ("tpu", False), ("cpu", False)]
+)
 def test_gpus_read_the_logits_once(platform, one_pass):
     config = micro_config(**{"model.attention": "xla"})
     trace = jax.make_jaxpr(make_nll(config, platform))
@@ -200,6 +203,35 @@ def test_a_loss_in_chunks_holds_the_logits_of_one():
         needed.append(compiled.memory_analysis().temp_size_in_bytes)
     logits = 4 * 64 * 70_000 * 4
     assert needed[0] > logits and needed[1] < needed[0] - logits * 3 / 4
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_in_bfloat16_loops_add_up_in_float32(platform):
+    """Over microbatches and over chunks of the loss, of which some are in a loop's loop."""
+    config = micro_config(
+        **{
+            "model.attention": "xla",
+            "model.unroll": "all",
+            "model.compute_dtype": "bfloat16",
+            "train.loss_chunks": 3,
+            "train.microbatch_size": 1,
+        }
+    )
+    step = jax.make_jaxpr(make_train_step(config, platform))
+    carried = types_of_sums(step(first_state(config), make_batch(config, 0)).jaxpr)
+    assert set(carried) == {"float32"}
+
+
+def types_of_sums(jaxpr):
+    """Of all that loops carry."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield from (
+                str(aval.dtype)
+                for aval in equation.params["jaxpr"].out_avals[: equation.params["num_carry"]]
+            )
+        for inner in jaxprs_in_params(equation.params):
+            yield from types_of_sums(inner)
 
 
 def test_clipping_scales_the_gradients_to_the_norm(whole):
@@ -274,6 +306,7 @@ def test_donation_reuses_the_whole_state():
     "unroll, platform, layers",
     [
         ("auto", "gpu", 3),
+        ("auto", "cuda", 3),
         ("auto", "cpu", 1),
         ("auto", "tpu", 1),
         ("all", "cpu", 3),
