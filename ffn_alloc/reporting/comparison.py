@@ -142,7 +142,8 @@ def _on_task(
     improvement: Estimate | None,
 ) -> Comparison:
     about = size.results[task][size.baseline.first.workdir]
-    level = about.guessing
+    recorded = (result.guessing for result in size.results[task].values())
+    level = next((guess for guess in recorded if guess is not None), None)
     before, after = baseline.estimate(), mine.estimate()
     return Comparison(
         size,

@@ -71,7 +71,8 @@ def test_of_any_task_that_says_what_guessing_scores(tmp_path, guessing, verdict)
         for seed, run in enumerate(runs[-1]):
             write_run(run, allocation, seed)
             values_N = np.random.default_rng(seed).random(1000) < right
-            write_result(run, "mmlu_anatomy", values_N.astype(float), guessing=guessing)
+            known = {"guessing": guessing} if name == "mid" else {}  # an earlier version's baseline
+            write_result(run, "mmlu_anatomy", values_N.astype(float), **known)
     assert by_task(comparisons(*runs))["mmlu_anatomy"].verdict == verdict
 
 
