@@ -205,8 +205,8 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
     for name in fields:
         if name not in values:
             remedy = (
-                "configs/recipe.py names every field. A run of an earlier version is finished and "
-                "scored with that version, by the git_revision in its config.json"
+                "Give it: configs/recipe.py names every field. A run of an earlier version goes on "
+                "with that version, the git_revision in its config.json"
             )
             raise BadInput(prefix + name, None, "missing", remedy)
     return cls(**{name: _value(kind, values[name], prefix + name) for name, kind in fields.items()})

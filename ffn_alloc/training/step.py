@@ -132,7 +132,7 @@ def make_token_losses(
         name = "embedding" if config.model.tie_embeddings else "unembedding"
         matrix, chunks = {name: params[name]}, config.train.loss_chunks
         if platform == "cpu" and chunks > 1:
-            # XLA for CPUs aborts where by_chunks sums bfloat16 gradients between devices.
+            # XLA for CPUs aborts where by_chunks sums bfloat16 between devices (jax 0.10.2).
             matrix = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), matrix)
         return by_chunks(losses, chunks, matrix, x_BTD, batch["targets"])
 

@@ -104,7 +104,7 @@ def test_what_guessing_scores(loaded, task):
     assert Benchmark(loaded[task], HashModel(), 0).guessing == KNOWN_LEVELS.get(task)
 
 
-def test_guessing_counts_the_choices_of_each_item(directory, tmp_path):
+def test_guessing_counts_the_choices_of_each_item(tmp_path):
     rows = benchmark_files.rows("arc_easy")
     for row, letters in zip(rows[:3], ("ABC", "ABCDE", "ABC"), strict=True):
         row["choices"] = {"text": [f"answer {x}" for x in letters], "label": list(letters)}
