@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ffn_alloc.config import Config, from_dict
-from ffn_alloc.errors import EXIT_BAD_INPUT, BadInput
+from ffn_alloc.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, BadInput, Diverged
 
 _REMEDY = "See configs/recipe.py for every field, and README.md for the commands"
 _A_FILE = "Give a file such as configs/quickstart.py, seen from here, or by its whole path"
@@ -26,8 +26,8 @@ _CONFIG_HELP = (
 def run(verb: Callable[[Config], None]) -> None:
     """Parses the command line, calls `verb` with the config, and exits.
 
-    Exit codes: 0 finished, 2 bad input (one message on standard error), 75 preempted; any other
-    exception is a fault and keeps its traceback.
+    Exit codes: 0 finished, 2 bad input and 3 diverged (one message on standard error), 75
+    preempted; any other exception is a fault and keeps its traceback.
     """
 
     def main(_: Sequence[str]) -> None:
@@ -36,6 +36,9 @@ def run(verb: Callable[[Config], None]) -> None:
             verb(_config(flags.FLAGS))
         except BadInput as error:
             _exit_bad_input(error)
+        except Diverged as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_DIVERGED)
 
     app.run(main, flags_parser=_parse_or_exit)
 

@@ -1,6 +1,7 @@
-"""The one error that a user can cause, and the exit codes that launchers rely on."""
+"""The errors that are no faults of the program, and the exit codes that launchers rely on."""
 
 EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved; run the same command again to go on
 
 
@@ -17,6 +18,14 @@ class BadInput(ValueError):
 
     def __reduce__(self):  # from a worker process it arrives pickled
         return type(self), (self.field, self.value, self.problem, self.remedy)
+
+
+class Diverged(FloatingPointError):
+    """A loss, a gradient or a state of the training is not finite.
+
+    The same command comes to it again, unless the hardware was at fault: launchers do not repeat
+    it. The command line prints it as one message and exits with code 3.
+    """
 
 
 class Preempted(SystemExit):

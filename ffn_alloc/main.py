@@ -1,7 +1,8 @@
 """Trains a model: `python -m ffn_alloc.main --config=configs/middle70_570m.py`.
 
 The run's directory is --workdir, or runs/NAME. The same command again goes on where the last
-one stopped. Exit codes: 0 finished, 2 bad input, 75 preempted (saved, run it again).
+one stopped. Exit codes: 0 finished, 2 bad input, 3 diverged (a loss that is not finite),
+75 preempted (saved, run it again).
 """
 
 import contextlib

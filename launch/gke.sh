@@ -10,7 +10,7 @@
 # claim (ReadWriteMany for several hosts) is mounted at /runs, holds $FFN_ALLOC_CACHE (/runs/cache),
 # and --workdir must lie in it. The hosts of a slice find each other. Preempted (exit code 75, or
 # evicted), pods are started again without limit; after a fault the whole set is, three times at
-# most; after bad input (2) never.
+# most; after bad input (2) or a training that diverged (3) never.
 #
 #   --name=NAME            of the JobSet; kubectl delete jobset NAME removes it
 #   --image=IMAGE --claim=PERSISTENT_VOLUME_CLAIM

@@ -5,13 +5,13 @@
 #
 # Everything else is passed on to `python -m ffn_alloc.main`, with the python of the active
 # environment. Preempted (exit code 75), the same command is run again at once; after a fault again
-# a little later, three times at most; after bad input (2) never. Ctrl-C, or SIGTERM to this
-# script, is passed on: the run saves, and the script ends with 75.
+# a little later, three times at most; after bad input (2) or a training that diverged (3) never.
+# Ctrl-C, or SIGTERM to this script, is passed on: the run saves, and the script ends with 75.
 #
 #   --dry-run   print the command and run nothing
 #   --help      this text
 set -euo pipefail
-readonly MAX_FAULTS=3 PREEMPTED=75 BAD_INPUT=2
+readonly MAX_FAULTS=3 PREEMPTED=75 BAD_INPUT=2 DIVERGED=3
 
 dry_run=''
 while [ $# -gt 0 ]; do
@@ -53,7 +53,8 @@ run() {
 
 faults=0
 while run "${command[@]}"; do
-  if [ -n "$stopping" ] || [ "$code" -eq 0 ] || [ "$code" -eq "$BAD_INPUT" ]; then
+  case $code in 0 | "$BAD_INPUT" | "$DIVERGED") exit "$code" ;; esac
+  if [ -n "$stopping" ]; then
     exit "$code"
   elif [ "$code" -eq "$PREEMPTED" ]; then
     echo "local.sh: preempted; going on" >&2

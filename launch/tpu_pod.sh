@@ -8,9 +8,9 @@
 #
 # What follows `--` goes to `python -m ffn_alloc.main` as it is. A worker's disk goes with the
 # worker: --workdir must lie on a file system that outlives it, shared by all, which --setup mounts.
-# The workers of a slice find each other. They get this
-# checkout's last commit. The run does not need this script: started again, it follows. Preempted
-# (75, or the slice is gone) the run starts again always, after faults three times, after 2 never.
+# The workers of a slice find each other. They get this checkout's last commit. The run does not
+# need this script: started again, it follows. Preempted (75, or the slice is gone) the run starts
+# again always, after faults three times, after bad input (2) or where it diverged (3) never.
 #
 #   --name=NAME --zone=ZONE           of the queued resource and its node
 #   --type=TYPE --runtime=VERSION     as `gcloud compute tpus queued-resources create` wants them
@@ -20,7 +20,7 @@
 #   --delete                          delete the slice at the end, whatever the end; else it asks
 #   --dry-run, --help                 print every command and run none; print this text
 set -euo pipefail
-readonly MAX_FAULTS=3 MAX_LOST=60 PREEMPTED=75 BAD_INPUT=2 FAULT=99 NO_RUN=98
+readonly MAX_FAULTS=3 MAX_LOST=60 PREEMPTED=75 BAD_INPUT=2 DIVERGED=3 FAULT=99 NO_RUN=98
 readonly WORKER='bash ffn_alloc/launch/tpu_worker.sh'
 say() { echo "tpu_pod.sh: $1" >&2; }
 fail() { say "$1" && exit "$BAD_INPUT"; }
@@ -83,7 +83,7 @@ while now=$(state); do
     ACTIVE/READY)
       code=0 && follow || code=$?
       case $code in
-        0 | "$BAD_INPUT") finish "$code" ;;
+        0 | "$BAD_INPUT" | "$DIVERGED") finish "$code" ;;
         "$NO_RUN") begin "$@" || fault ;;
         "$PREEMPTED") ;; # is the slice still there?
         "$FAULT") fault ;;

@@ -32,7 +32,7 @@ case $1 in
     code=$(cat run.exit 2>/dev/null || echo unknown)
     rm -f run.pid run.exit
     case $code in
-      0 | 2 | 75) exit "$code" ;;
+      0 | 2 | 3 | 75) exit "$code" ;;
       *) echo "exit code $code"; exit 99 ;;
     esac
     ;;

@@ -137,6 +137,14 @@ def test_sigterm_saves_and_exits_with_75(finished: Path, tmp_path: Path):
     assert rows(workdir) == rows(finished)
 
 
+def test_a_training_that_diverges_ends_with_3_and_one_message(tmp_path: Path):
+    result = run(tmp_path / "run", "--config.optimizer.learning_rate=1e30")
+    assert result.returncode == 3, result.stderr
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: train/") and "last good checkpoint is" in message
+    assert "Traceback" not in result.stderr
+
+
 def test_an_empty_workdir_is_refused(monkeypatch):
     """As from a variable that the shell does not know."""
     monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value=""))

@@ -144,6 +144,13 @@ def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
         assert "is no record of a run" in log.read_text()
 
 
+@pytest.mark.usefixtures("killed")  # as above
+def test_a_training_that_diverges_ends_all_with_3(tmp_path: Path):
+    """So that launchers, which see the highest of the codes, or any, do not begin it again."""
+    two = Processes(tmp_path / "run", 2, "--config.optimizer.learning_rate=1e30")
+    assert two.wait() == [3, 3], two.output()
+
+
 WAITS = """
 import sys, time
 import jax

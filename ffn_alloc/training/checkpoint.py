@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ffn_alloc.config import CheckpointConfig
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import BadInput, Diverged
 from ffn_alloc.paths import is_remote
 from ffn_alloc.training import processes
 from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta, signed
@@ -65,8 +65,8 @@ class Checkpoints:
         """Copies the state off the devices and returns; writing goes on in the background.
 
         BadInput where the disk has no room for it or the directory is another's, SaveFailed for
-        this save or an earlier one, FloatingPointError for a state that is not finite, which is
-        never written.
+        this save or an earlier one, Diverged for a state that is not finite, which is never
+        written.
         """
         self._check_lease()
         self.wait()
@@ -75,7 +75,7 @@ class Checkpoints:
         items = {"params": state.params, "optimizer": state.opt_state}
         digests, finite = digest(items)
         if not finite:
-            raise FloatingPointError(
+            raise Diverged(
                 f"the state of step {step} is not finite and was not saved. {self._last_good()}"
             )
         processes.from_first(lambda: self._check_room(items, step))

@@ -49,7 +49,7 @@ def train(
     """Trains `state` from `first_step` to config.train.steps; returns the last state.
 
     `batches(start_step=t)` iterates over the batches from step t on. Raises Preempted after
-    saving, and FloatingPointError at a loss or gradient that is not finite.
+    saving, and Diverged at a loss, gradient or state that is not finite.
     """
     steps, terminal = config.train.steps, Terminal(silent=not is_first())
     feed, update = on_devices(batches(start_step=first_step), mesh), None

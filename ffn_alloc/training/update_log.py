@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from ffn_alloc.config import Config
+from ffn_alloc.errors import Diverged
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.metrics import norms
 from ffn_alloc.training.sharding import replicated
@@ -119,8 +120,10 @@ class UpdateLog:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
                 self._checkpoints.wait()  # one that is being written counts
-                raise FloatingPointError(
+                raise Diverged(
                     f"train/{name} is {float(metrics[name])} in update {step}. "
                     f"The last good checkpoint is {self._checkpoints.newest() or 'none yet'}. "
-                    "A lower optimizer.learning_rate or a longer warm-up usually helps"
+                    "The same command comes to the same end unless the hardware was at fault; a "
+                    "lower optimizer.learning_rate or a longer warm-up, in another --workdir, "
+                    "usually helps"
                 )

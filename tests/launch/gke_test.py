@@ -74,6 +74,7 @@ def test_kubernetes_expands_no_variable_in_an_argument(gke: Fakes):
         (75, True, "replace the pod"),
         (137, True, "replace the pod"),
         (2, False, "fail"),
+        (3, False, "fail"),
         (1, False, "restart all"),
         (137, False, "restart all"),
     ],

@@ -151,17 +151,18 @@ def test_preempted_on_a_slice_that_stays_it_goes_on_there_and_installs_once(clou
     assert len([call for call in cloud.calls("uv") if call[1] == "venv"]) == 2
 
 
-def test_bad_input_is_not_tried_again(cloud: Cloud):
-    cloud.train("echo error: model.allocation; exit 2")
+@pytest.mark.parametrize("code", [2, 3])
+def test_bad_input_and_divergence_are_not_tried_again(cloud: Cloud, code: int):
+    cloud.train(f"echo error: model.allocation; exit {code}")
     run = cloud.run(cloud.script, "--delete", *ALL)
-    assert run.returncode == 2 and "error: model.allocation" in run.stdout
+    assert run.returncode == code and "error: model.allocation" in run.stdout
     assert cloud.calls("train") == [TRAIN] and not cloud.exists()
 
 
 def test_faults_are_tried_again_three_times(cloud: Cloud):
-    cloud.train("exit 1", "kill -KILL $$", "exit 1", "exit 3", "exit 0")
+    cloud.train("exit 1", "kill -KILL $$", "exit 1", "exit 4", "exit 0")
     run = cloud.run(cloud.script, *ALL)
-    assert run.returncode == 1 and "exit code 3" in run.stdout
+    assert run.returncode == 1 and "exit code 4" in run.stdout
     assert cloud.calls("train") == [TRAIN] * 4 and len(cloud.gcloud("create")) == 1
 
 

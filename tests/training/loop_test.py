@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from ffn_alloc.errors import Diverged
 from ffn_alloc.evaluation.perplexity import Perplexity
 from ffn_alloc.model.stacking import unstack_layers
 from ffn_alloc.training import update_log
@@ -195,7 +196,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, poisoned):
     newest = str(tmp_path / "checkpoints" / str(poisoned)) if poisoned else "none yet"
     message = f"train/loss is nan in update {poisoned + 1}. The last good checkpoint is {newest}"
     for _ in range(2):  # and the same command comes to the same end
-        with pytest.raises(FloatingPointError) as error:
+        with pytest.raises(Diverged) as error:
             run(LOOP_CONFIG, tmp_path, batches=batches)
         assert str(error.value).startswith(message)
     assert sorted(saved_steps(tmp_path / "checkpoints")) == list(range(1, poisoned + 1))
