@@ -49,7 +49,7 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     watchdog.other("preparing data and restoring")
     check_mesh(config, mesh)
     choose_kernel(config.model, config.data.mask_documents, platform, config.data.sequence_length)
-    data = ensure_prepared(config)
+    data = processes.in_every(lambda: ensure_prepared(config))
     processes.check_same("data fingerprint", data.fingerprint, "Prepare the same data everywhere")
     train_batches = functools.partial(
         pipeline.train_batches,
@@ -60,7 +60,7 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    evaluators = make_evaluators(config, mesh, platform, data)
+    evaluators = processes.in_every(lambda: make_evaluators(config, mesh, platform, data))
     record = resume.run_record(config, data.fingerprint)
     directory = paths.as_path("--workdir", _WORKDIR.value or Path("runs") / config.name)
     processes.from_first(lambda: paths.check_writable("--workdir", directory))

@@ -144,6 +144,28 @@ def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
         assert "is no record of a run" in log.read_text()
 
 
+UNREADABLE = """
+from ffn_alloc import main
+from ffn_alloc.errors import BadInput
+prepare = main.ensure_prepared
+def ensure_prepared(config):
+    if index == {which}:
+        raise BadInput("data.prepared_dir", "/local", "cannot be read", "Mount it")
+    return prepare(config)
+main.ensure_prepared = ensure_prepared
+"""
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.usefixtures("killed")  # as above
+def test_what_one_process_alone_cannot_use_ends_all(tmp_path: Path, which: int):
+    """As a disk of its machine: the others end with 2 as well, and launchers do not try again."""
+    two = Processes(tmp_path / "run", 2, prelude=UNREADABLE.format(which=which))
+    assert two.wait() == [2, 2], two.output()
+    assert "data.prepared_dir = '/local': cannot be read" in two.logs[which].read_text()
+    assert "another one cannot use its input" in two.logs[1 - which].read_text()
+
+
 @pytest.mark.usefixtures("killed")  # as above
 def test_a_training_that_diverges_ends_all_with_3(tmp_path: Path):
     """So that launchers, which see the highest of the codes, or any, do not begin it again."""

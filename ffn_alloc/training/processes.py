@@ -85,6 +85,23 @@ def from_first(function: Callable[[], Any]) -> Any:
     return outcome["result"]
 
 
+def in_every(function: Callable[[], Any]) -> Any:
+    """What `function` returns here; BadInput in every process if it raises that in any.
+
+    So all end with the code for bad input: one alone would leave the others to end by a fault.
+    """
+    result, error = None, None
+    try:
+        result = function()
+    except BadInput as problem:
+        error = problem
+    if not agreed(error is None):
+        raise error or BadInput(
+            "process", jax.process_index(), "another one cannot use its input", "See its own error"
+        )
+    return result
+
+
 def check_same(field: str, value: str, remedy: str) -> None:
     """BadInput in every process unless all of them have the value of process 0."""
     first = from_first(lambda: value)
