@@ -39,10 +39,10 @@ class RowLengths:
         """
         real = sum(lengths)
         while True:
-            cost, count = self._cost(self.taken, lengths), len(self.taken)
-            if count == MAX_LENGTHS or real >= _ENOUGH_REAL[count] * cost:
+            cost, free = self._cost(self.taken, lengths), self._open()
+            if not free or real >= _ENOUGH_REAL[len(self.taken)] * cost:
                 break
-            best = min(self._open(), key=lambda length: self._cost({*self.taken, length}, lengths))
+            best = min(free, key=lambda length: self._cost({*self.taken, length}, lengths))
             saved = cost - self._cost({*self.taken, best}, lengths)
             if saved < max(_WORTH[0] * cost, _WORTH[1] * self._shards * self._row_positions):
                 break
@@ -50,7 +50,12 @@ class RowLengths:
         return list(self._cut(self.taken, lengths))
 
     def _open(self) -> list[int]:
-        """Lengths that may be taken; the last one must leave no request without a row."""
+        """Lengths that may be taken; the last one must leave no request without a row.
+
+        None are left after MAX_LENGTHS, or after all that rows of up to `longest` can have.
+        """
+        if len(self.taken) == MAX_LENGTHS:
+            return []
         if len(self.taken) == MAX_LENGTHS - 1 and self._longest not in self.taken:
             return [self._longest]
         return [length for length in self._ladder if length not in self.taken]

@@ -30,6 +30,9 @@ def lengths_of(task, longest, seed=0):
     row_positions=st.integers(1, 400),
     shards=st.integers(1, 8),
 )
+@hypothesis.example(  # every length that rows of up to 100 have is taken before the last call
+    calls=[[9], [1, 1, 25], [17, 17, 41, 41, 73], [57]], row_positions=1, shards=2
+)
 def test_every_request_is_in_one_batch_whose_rows_hold_it(calls, row_positions, shards):
     rows = RowLengths(100, row_positions, shards)
     for call in calls:
