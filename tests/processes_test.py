@@ -147,20 +147,21 @@ def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
 UNREADABLE = """
 from ffn_alloc import main
 from ffn_alloc.errors import BadInput
-prepare = main.ensure_prepared
-def ensure_prepared(config):
+works = main.{function}
+def fails(*arguments):
     if index == {which}:
         raise BadInput("data.prepared_dir", "/local", "cannot be read", "Mount it")
-    return prepare(config)
-main.ensure_prepared = ensure_prepared
+    return works(*arguments)
+main.{function} = fails
 """
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("which", "function"), [(1, "ensure_prepared"), (0, "make_evaluators")])
 @pytest.mark.usefixtures("killed")  # as above
-def test_what_one_process_alone_cannot_use_ends_all(tmp_path: Path, which: int):
+def test_what_one_process_alone_cannot_use_ends_all(tmp_path: Path, which: int, function: str):
     """As a disk of its machine: the others end with 2 as well, and launchers do not try again."""
-    two = Processes(tmp_path / "run", 2, prelude=UNREADABLE.format(which=which))
+    prelude = UNREADABLE.format(which=which, function=function)
+    two = Processes(tmp_path / "run", 2, prelude=prelude)
     assert two.wait() == [2, 2], two.output()
     assert "data.prepared_dir = '/local': cannot be read" in two.logs[which].read_text()
     assert "another one cannot use its input" in two.logs[1 - which].read_text()
