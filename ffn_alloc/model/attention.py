@@ -3,6 +3,8 @@
 Shapes: B batch, T query and S key positions, N heads, K key/value heads, G = N/K, H head_dim.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -21,6 +23,8 @@ _MASKED = -1e30  # finite: a row's own maximum is subtracted before exp
 # output, and of a fused kernel its statistics. (cuDNN's has no names; its primitive stands for
 # them, see decoder.py. Naming the output too would keep it twice, in two layouts.)
 ATTENTION_RESIDUALS = "attention_residuals"
+# What else the XLA kernel's backward pass reads that takes products to compute.
+ATTENTION_WEIGHTS = ("weights", "weighted")
 _SPLASH_LANES = 128  # T and head_dim are multiples of it
 _SPLASH_BLOCK = 1024  # of queries and of keys; larger ones leave fast memory
 
@@ -190,10 +194,23 @@ def _attend_block(q_BKGTH, k_BKSH, v_BKSH, mask):
     scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores, _MASKED)
     highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights_BKGTS = jnp.exp(scores - highest)
+    weights_BKGTS = _weights(scores - highest)
     sums_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
     y_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH)
-    return (y_BKGTH / sums_BKGT1).astype(v_BKSH.dtype)
+    return (checkpoint_name(y_BKGTH, "weighted") / sums_BKGT1).astype(v_BKSH.dtype)
+
+
+@jax.custom_jvp
+def _weights(scores: jax.Array) -> jax.Array:
+    """exp(scores). The derivative is given by hand so that it reads what has the name: jax's own
+    reads the exponential before it is named, which a remat policy would compute again."""
+    return checkpoint_name(jnp.exp(scores), "weights")
+
+
+@_weights.defjvp
+def _weights_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
+    weights = checkpoint_name(jnp.exp(primals[0]), "weights")
+    return weights, weights * tangents[0]
 
 
 def _mask(start: int, stop: int, segment_ids_BT: jax.Array | None) -> jax.Array:

@@ -24,9 +24,10 @@ _NORMAL_STD = 0.02
 
 # What the remat policy `save` keeps; the rest of a layer is cheap to compute again.
 SAVED_NAMES = ("query", "key", "value", ATTENTION_RESIDUALS, "residual", "gate", "up")
-# And, of layers laid out one after the other: what to compute again is to write to memory a second
-# time (1.4 % of a step on an H100, modelled). A loop would copy it into a stack instead.
-SAVED_UNROLLED = ("product", "normed")
+# And what a product reads that is cheap to compute again. Of layers laid out one after the other
+# `save` keeps it too: to compute it again is to write it to memory a second time (1.4 % of a step
+# on an H100, modelled). A loop would copy it into a stack instead.
+SAVED_FACTORS = ("product", "normed")
 
 # (q_BTNH, k_BSKH, v_BSKH) -> (attended values [B, T, N, H], anything to keep, such as a cache).
 AttendHeads = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]

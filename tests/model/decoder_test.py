@@ -3,6 +3,7 @@
 Shapes: B batch, T positions, V vocabulary.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -75,18 +76,37 @@ def test_the_sines_of_positions_are_constants():
     assert " sine(" not in text
 
 
-def test_remat_decides_which_matrices_backward_uses_again():
-    def parameter_products(remat: str) -> int:
+def test_remat_decides_which_products_backward_computes_again():
+    def with_parameters_and_in_attention(remat: str) -> tuple[int, int]:
         model = tiny_model("uniform", remat=remat)
         tokens_BT = jnp.zeros((1, 7), jnp.int32)
         step = jax.grad(partial(mean_nll, model=model))
         stacked = restack_layers(random_params(model, seed=0), model)
-        return sum(not batched for _, batched in products(step, stacked, tokens_BT, tokens_BT))
+        batched = [batched for _, batched in products(step, stacked, tokens_BT, tokens_BT)]
+        return batched.count(False), batched.count(True)
 
     forward_and_backward = 3 * (7 + 1)  # of a layer, and of the unembedding
-    assert parameter_products("none") == forward_and_backward
-    assert parameter_products("save") == forward_and_backward
-    assert parameter_products("full") == forward_and_backward + 6  # the last is not needed
+    assert with_parameters_and_in_attention("none") == (forward_and_backward, 3 * 2)
+    assert with_parameters_and_in_attention("save") == (forward_and_backward, 3 * 2 + 2)
+    # The last one of a layer is not needed.
+    assert with_parameters_and_in_attention("full") == (forward_and_backward + 6, 3 * 2 + 2)
+
+
+def test_a_loop_keeps_what_products_need_and_keeps_it_once():
+    """Under `none`: the layer's input, the one of its FFN and both normed; queries, keys, values
+    and what was attended to; gate, up and their product; the weights and sums of attention."""
+    model = tiny_model("uniform", remat="none", num_layers=3)
+    (B, T), D, F = (2, 8), model.d_model, model.d_ff
+    N, K, H = model.num_heads, model.num_kv_heads, model.head_dim
+    tokens_BT = jnp.zeros((B, T), jnp.int32)
+    stacked = restack_layers(random_params(model, seed=0), model)
+    step = jax.make_jaxpr(jax.grad(partial(mean_nll, model=model)))(stacked, tokens_BT, tokens_BT)
+    loop = next(eqn for eqn in step.jaxpr.eqns if eqn.primitive.name == "scan")
+    kept = [math.prod(out.aval.shape[1:]) for out in loop.outvars[loop.params["num_carry"] :]]
+    rows = B * N * T // 4  # of a block of queries, four of them
+    blocks = 4 * [rows * H] + [rows * keys for keys in (2, 4, 6, 8)]
+    of_width_d_model, heads = 4 * [B * T * D], 2 * [B * T * N * H] + 2 * [B * T * K * H]
+    assert sorted(kept) == sorted(of_width_d_model + heads + 3 * [B * T * F] + blocks)
 
 
 @pytest.mark.parametrize(
