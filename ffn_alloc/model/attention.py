@@ -23,8 +23,8 @@ _MASKED = -1e30  # finite: a row's own maximum is subtracted before exp
 # output, and of a fused kernel its statistics. (cuDNN's has no names; its primitive stands for
 # them, see decoder.py. Naming the output too would keep it twice, in two layouts.)
 ATTENTION_RESIDUALS = "attention_residuals"
-# What else the XLA kernel's backward pass reads that takes products to compute.
-ATTENTION_WEIGHTS = ("weights", "weighted")
+# What else the XLA kernel's backward pass reads that takes a product to compute.
+ATTENTION_WEIGHTS = "attention_weights"
 _SPLASH_LANES = 128  # T and head_dim are multiples of it
 _SPLASH_BLOCK = 1024  # of queries and of keys; larger ones leave fast memory
 
@@ -62,8 +62,7 @@ def attend(
         )
     if kernel == "splash":
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
-    y_BTNH = attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
-    return checkpoint_name(y_BTNH, ATTENTION_RESIDUALS)
+    return attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
 
 
 def attend_splash(
@@ -197,20 +196,36 @@ def _attend_block(q_BKGTH, k_BKSH, v_BKSH, mask):
     weights_BKGTS = _weights(scores - highest)
     sums_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
     y_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH)
-    return (checkpoint_name(y_BKGTH, "weighted") / sums_BKGT1).astype(v_BKSH.dtype)
+    return _divide(y_BKGTH, sums_BKGT1)
+
+
+# Two derivatives by hand, so that they read what has a name: those of jax read an exponential
+# before it is named, and the numerator, which remat policies would have to compute again or keep.
 
 
 @jax.custom_jvp
 def _weights(scores: jax.Array) -> jax.Array:
-    """exp(scores). The derivative is given by hand so that it reads what has the name: jax's own
-    reads the exponential before it is named, which a remat policy would compute again."""
-    return checkpoint_name(jnp.exp(scores), "weights")
+    """exp(scores)."""
+    return checkpoint_name(jnp.exp(scores), ATTENTION_WEIGHTS)
 
 
 @_weights.defjvp
 def _weights_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
-    weights = checkpoint_name(jnp.exp(primals[0]), "weights")
+    weights = checkpoint_name(jnp.exp(primals[0]), ATTENTION_WEIGHTS)
     return weights, weights * tangents[0]
+
+
+@jax.custom_jvp
+def _divide(y: jax.Array, sums: jax.Array) -> jax.Array:
+    """y / sums, in y's dtype."""
+    return checkpoint_name((y / sums).astype(y.dtype), ATTENTION_RESIDUALS)
+
+
+@_divide.defjvp
+def _divide_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
+    y, sums = primals
+    quotient = checkpoint_name((y / sums).astype(y.dtype), ATTENTION_RESIDUALS)
+    return quotient, ((tangents[0] - quotient * tangents[1]) / sums).astype(y.dtype)
 
 
 def _mask(start: int, stop: int, segment_ids_BT: jax.Array | None) -> jax.Array:

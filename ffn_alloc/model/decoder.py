@@ -259,7 +259,7 @@ def _remat(layer: Any, policy: str, unroll: int, num_layers: int) -> Any:
     if policy == "full":
         return jax.checkpoint(layer, prevent_cse=barriers)
     names = SAVED_NAMES + (SAVED_FACTORS if policy == "none" or unroll > 1 else ())
-    names += ATTENTION_WEIGHTS if policy == "none" else ()
+    names += (ATTENTION_WEIGHTS,) if policy == "none" else ()
     policies = jax.checkpoint_policies
     saves = policies.save_from_both_policies(
         policies.save_only_these_names(*names),

@@ -16,7 +16,7 @@ def matrix_flops(config: Config, kernel: str, mesh: Mapping[str, int]) -> int:
 
     The model's (accounting.py, with the attention that the kernel computes), and what the remat
     policy computes again: `full` the forward pass of each layer but its last product, which
-    nothing needs; `save` with the XLA kernel its attention, with fused kernels nothing. A loss in
+    nothing needs; `save` with the XLA kernel its scores, with fused kernels nothing. A loss in
     chunks computes all logits again, and Muon has products of its own.
     """
     model, length = config.model, config.data.sequence_length
@@ -27,7 +27,7 @@ def matrix_flops(config: Config, kernel: str, mesh: Mapping[str, int]) -> int:
         scores = layer.scores_full * share
         forward = (layer.projections + layer.ffn + scores) / 3
         last = layer.ffn / 9 if layer.ffn else layer.projections / 3 * _output_share(config)
-        again = {"full": forward - last, "save": scores / 3 if kernel == "xla" else 0, "none": 0}
+        again = {"full": forward - last, "save": scores / 6 if kernel == "xla" else 0, "none": 0}
         total += layer.projections + layer.ffn + scores + again[model.remat]
     muon = _muon_flops(model, mesh) if config.optimizer.name == "muon" else 0
     return round(total * config.tokens_per_step / math.prod(mesh.values())) + muon

@@ -87,14 +87,14 @@ def test_remat_decides_which_products_backward_computes_again():
 
     forward_and_backward = 3 * (7 + 1)  # of a layer, and of the unembedding
     assert with_parameters_and_in_attention("none") == (forward_and_backward, 3 * 2)
-    assert with_parameters_and_in_attention("save") == (forward_and_backward, 3 * 2 + 2)
+    assert with_parameters_and_in_attention("save") == (forward_and_backward, 3 * 2 + 1)
     # The last one of a layer is not needed.
     assert with_parameters_and_in_attention("full") == (forward_and_backward + 6, 3 * 2 + 2)
 
 
 def test_a_loop_keeps_what_products_need_and_keeps_it_once():
-    """Under `none`: the layer's input, the one of its FFN and both normed; queries, keys, values
-    and what was attended to; gate, up and their product; the weights and sums of attention."""
+    """Under `none`: the layer's input, the one of its FFN and both normed; queries, keys, values;
+    the weights of attention and what it gives; gate, up and their product."""
     model = tiny_model("uniform", remat="none", num_layers=3)
     (B, T), D, F = (2, 8), model.d_model, model.d_ff
     N, K, H = model.num_heads, model.num_kv_heads, model.head_dim
@@ -105,7 +105,7 @@ def test_a_loop_keeps_what_products_need_and_keeps_it_once():
     kept = [math.prod(out.aval.shape[1:]) for out in loop.outvars[loop.params["num_carry"] :]]
     rows = B * N * T // 4  # of a block of queries, four of them
     blocks = 4 * [rows * H] + [rows * keys for keys in (2, 4, 6, 8)]
-    of_width_d_model, heads = 4 * [B * T * D], 2 * [B * T * N * H] + 2 * [B * T * K * H]
+    of_width_d_model, heads = 4 * [B * T * D], [B * T * N * H] + 2 * [B * T * K * H]
     assert sorted(kept) == sorted(of_width_d_model + heads + 3 * [B * T * F] + blocks)
 
 

@@ -143,7 +143,7 @@ def test_ledger_by_hand():
     model = 3 * (4 * projection + 3 * ffn + head)
     again = {
         ("none", "xla"): 0,
-        ("save", "xla"): scores * 5 / 8,
+        ("save", "xla"): scores / 2 * 5 / 8,
         ("save", "cudnn"): 0,
         ("full", "xla"): 4 * projection + 2 * ffn + scores * 5 / 8,
         ("full", "splash"): 4 * projection + 2 * ffn + scores / 2,
