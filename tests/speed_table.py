@@ -1,0 +1,53 @@
+"""README.md's table of measured speed, made on demand and on one GPU:
+
+    python -m tests.speed_table --config.data.source='jsonl:/data/c4/en/c4-train.*.json.gz' …
+
+One `ffn_alloc.bench` a cell, each in a process of its own, all with the flags given here. The table
+goes to standard output, each cell's line of JSON to standard error as it comes.
+"""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+ALLOCATIONS = {"baseline": "uniform", "middle70": "middle:0.7", "middle10": "middle:0.1"}
+MICROBATCHES = {"285m": 32, "570m": 16, "1p2b": 8}  # sequences
+STEPS = {"285m": 16, "570m": 8, "1p2b": 6}
+SEQUENCES_A_STEP = 32
+
+
+def main() -> None:
+    print("| | " + " | ".join(ALLOCATIONS.values()) + " |")
+    print("|" + "---|" * (1 + len(ALLOCATIONS)))
+    for size, microbatch in MICROBATCHES.items():
+        cells = [_cell(_measured(name, size)) for name in ALLOCATIONS]
+        print(f"| {size}, microbatch {microbatch} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _measured(name: str, size: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "ffn_alloc.bench", "--json", f"--steps={STEPS[size]}"]
+    command += [
+        f"--config=configs/paper.py:{name}_{size}",
+        f"--config.train.microbatch_size={MICROBATCHES[size]}",
+        f"--config.train.global_batch_size={SEQUENCES_A_STEP}",
+    ]
+    done = subprocess.run([*command, *sys.argv[1:]], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    print(done.stdout, end="", file=sys.stderr, flush=True)
+    return json.loads(done.stdout)
+
+
+def _cell(found: dict[str, Any]) -> str:
+    """Tokens/s; MFU with causal and with full attention; predicted over measured time."""
+    parts = [f"{found['tokens_per_sec']:,.0f}"]
+    if found["mfu_causal"]:  # no peak of a CPU is known
+        parts.append(f"{found['mfu_causal']:.1%}, {found['mfu_full']:.1%}".replace("%", " %"))
+    if found["predicted_step_seconds"]:
+        parts.append(f"{found['predicted_step_seconds'] / found['step_seconds_median']:.2f}")
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
