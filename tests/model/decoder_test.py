@@ -109,6 +109,15 @@ def test_a_loop_keeps_what_products_need_and_keeps_it_once():
     assert sorted(kept) == sorted(of_width_d_model + heads + 3 * [B * T * F] + blocks)
 
 
+def test_short_groups_without_ffns_are_no_loops():
+    model = tiny_model("widths:0x6,60x2,0x7", num_layers=15, d_ff=8, ffn_tile=4)
+    stacked = restack_layers(random_params(model, seed=0), model)
+    tokens_BT = jnp.zeros((1, 8), jnp.int32)
+    jaxpr = jax.make_jaxpr(partial(mean_nll, model=model))(stacked, tokens_BT, tokens_BT).jaxpr
+    scans = [eqn.params for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert [(scan["length"], scan["unroll"]) for scan in scans] == [(6, 6), (2, 1), (7, 1)]
+
+
 @pytest.mark.parametrize(
     "allocation, unroll, wanted",
     [
