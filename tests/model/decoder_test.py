@@ -102,7 +102,8 @@ def test_a_loop_keeps_what_products_need_and_keeps_it_once():
     stacked = restack_layers(random_params(model, seed=0), model)
     step = jax.make_jaxpr(jax.grad(partial(mean_nll, model=model)))(stacked, tokens_BT, tokens_BT)
     loop = next(eqn for eqn in step.jaxpr.eqns if eqn.primitive.name == "scan")
-    kept = [math.prod(out.aval.shape[1:]) for out in loop.outvars[loop.params["num_carry"] :]]
+    shapes = [out.aval.shape for out in loop.outvars]
+    kept = [math.prod(shape[1:]) for shape in shapes if shape[0] == model.num_layers]
     rows = B * N * T // 4  # of a block of queries, four of them
     blocks = 4 * [rows * H] + [rows * keys for keys in (2, 4, 6, 8)]
     of_width_d_model, heads = 4 * [B * T * D], [B * T * N * H] + 2 * [B * T * K * H]
