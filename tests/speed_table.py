@@ -2,8 +2,9 @@
 
     python -m tests.speed_table --config.data.source='jsonl:/data/c4/en/c4-train.*.json.gz' …
 
-One `ffn_alloc.bench` a cell, each in a process of its own, all with the flags given here. The table
-goes to standard output, each cell's line of JSON to standard error as it comes.
+One `ffn_alloc.bench` a cell, each in a process of its own, with the flags given here (but for steps
+and batches, which are the table's). The table goes to standard output, each cell's line of JSON to
+standard error as it comes.
 """
 
 import json
@@ -26,13 +27,15 @@ def main() -> None:
 
 
 def _measured(name: str, size: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "ffn_alloc.bench", "--json", f"--steps={STEPS[size]}"]
+    command = [sys.executable, "-m", "ffn_alloc.bench", f"--config=configs/paper.py:{name}_{size}"]
     command += [
-        f"--config=configs/paper.py:{name}_{size}",
+        *sys.argv[1:],
+        "--json",
+        f"--steps={STEPS[size]}",
         f"--config.train.microbatch_size={MICROBATCHES[size]}",
         f"--config.train.global_batch_size={SEQUENCES_A_STEP}",
     ]
-    done = subprocess.run([*command, *sys.argv[1:]], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
     print(done.stdout, end="", file=sys.stderr, flush=True)

@@ -192,15 +192,15 @@ def run_layers(
             return _constrain(x_XD), kept
 
         short = not group.ffn_dim and group.num_layers <= _SHORT
-        laid = group.num_layers if short else min(unroll, group.num_layers)
-        step = _remat(step, model.remat, max(laid, unroll), group.num_layers)
+        per_iteration = group.num_layers if short else min(unroll, group.num_layers)
+        step = _remat(step, model.remat, max(per_iteration, unroll), group.num_layers)
         group_given = given and given[name]
         if laid_out:
             assert group_given is None, "laid-out layers are given nothing"
             for layer_params in layers:
                 x_XD, _ = step(x_XD, (layer_params, None))
             continue
-        x_XD, out[name] = jax.lax.scan(step, x_XD, (layers, group_given), unroll=laid)
+        x_XD, out[name] = jax.lax.scan(step, x_XD, (layers, group_given), unroll=per_iteration)
 
     final_norm = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(model)))
     x_BTD = x_XD.reshape(*tokens_BT.shape, -1)

@@ -126,6 +126,7 @@ def test_short_groups_without_ffns_are_no_loops():
         ("mask:0110", 1, {2}),
         ("mask:0110", 2, {3, 4}),  # jax writes two equal layers as one function, or (0.12) two
         ("mask:0101", 1, {4}),
+        ("mask:1001", 1, {3, 4}),  # two layers without FFNs, laid out whatever `unroll` is
     ],
 )
 @pytest.mark.parametrize("remat", ["none", "save", "full"])
