@@ -21,11 +21,11 @@ from ffn_alloc.data.source_files import check_none_new
 from ffn_alloc.data.storage import cache_root
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.in_training import make_evaluators
-from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.training import host, processes, resume, workdir
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.loop import train
 from ffn_alloc.training.sharding import check_mesh, make_mesh
+from ffn_alloc.training.step import training_kernel
 from ffn_alloc.training.watchdog import Watchdog
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/NAME.")
@@ -48,7 +48,7 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     mesh = make_mesh(config.mesh)
     watchdog.other("preparing data and restoring")
     check_mesh(config, mesh)
-    choose_kernel(config.model, config.data.mask_documents, platform, config.data.sequence_length)
+    training_kernel(config, platform)  # refused here rather than after preparing data
     data = processes.in_every(lambda: ensure_prepared(config))
     processes.check_same("data fingerprint", data.fingerprint, "Prepare the same data everywhere")
     train_batches = functools.partial(

@@ -13,27 +13,27 @@ import sys
 from typing import Any
 
 ALLOCATIONS = {"baseline": "uniform", "middle70": "middle:0.7", "middle10": "middle:0.1"}
-MICROBATCHES = {"285m": 32, "570m": 16, "1p2b": 8}  # sequences
-STEPS = {"285m": 16, "570m": 8, "1p2b": 6}
-SEQUENCES_A_STEP = 32
+# Sequences of a microbatch and of a step, and steps that are measured.
+SIZES = {"285m": (32, 128, 12), "570m": (16, 128, 8), "1p2b": (8, 64, 8)}
 
 
 def main() -> None:
     print("| | " + " | ".join(ALLOCATIONS.values()) + " |")
     print("|" + "---|" * (1 + len(ALLOCATIONS)))
-    for size, microbatch in MICROBATCHES.items():
+    for size, (microbatch, _, _) in SIZES.items():
         cells = [_cell(_measured(name, size)) for name in ALLOCATIONS]
         print(f"| {size}, microbatch {microbatch} | " + " | ".join(cells) + " |", flush=True)
 
 
 def _measured(name: str, size: str) -> dict[str, Any]:
+    microbatch, batch, steps = SIZES[size]
     command = [sys.executable, "-m", "ffn_alloc.bench", f"--config=configs/paper.py:{name}_{size}"]
     command += [
         *sys.argv[1:],
         "--json",
-        f"--steps={STEPS[size]}",
-        f"--config.train.microbatch_size={MICROBATCHES[size]}",
-        f"--config.train.global_batch_size={SEQUENCES_A_STEP}",
+        f"--steps={steps}",
+        f"--config.train.microbatch_size={microbatch}",
+        f"--config.train.global_batch_size={batch}",
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:

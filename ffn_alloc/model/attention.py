@@ -30,12 +30,16 @@ _SPLASH_BLOCK = 1024  # of queries and of keys; larger ones leave fast memory
 
 
 def choose_kernel(
-    model: ModelConfig, mask_documents: bool, platform: str, trained_length: int = 0
+    model: ModelConfig,
+    mask_documents: bool,
+    platform: str,
+    trained_length: int = 0,
+    deterministic: bool = False,
 ) -> str:
     """'xla', 'cudnn' (GPU) or 'splash' (TPU) for a platform, and for training on rows of that
-    length (0: forward only); BadInput if it cannot serve."""
+    length (0: forward only), bitwise reproducibly or not; BadInput if it cannot serve."""
     problems = {
-        "cudnn": _cudnn_problem(model, mask_documents, platform, trained_length),
+        "cudnn": _cudnn_problem(model, mask_documents, platform, trained_length, deterministic),
         "splash": _splash_problem(model, platform),
     }
     name = model.attention
@@ -119,7 +123,11 @@ def attend_cached(
 
 
 def _cudnn_problem(
-    model: ModelConfig, mask_documents: bool, platform: str, trained_length: int
+    model: ModelConfig,
+    mask_documents: bool,
+    platform: str,
+    trained_length: int,
+    deterministic: bool,
 ) -> str | None:
     """Why cuDNN's fused attention cannot be used, or None."""
     if platform not in ("gpu", "cuda"):
@@ -132,6 +140,10 @@ def _cudnn_problem(
         return f"needs head_dim of a multiple of 8 up to 128, not {model.head_dim}"
     if trained_length % 2:
         return f"has no gradient for rows of odd length (data.sequence_length {trained_length})"
+    if trained_length and deterministic:
+        # Of several like backward kernels XLA finds only the first again, and the step fails
+        # (openxla/xla#46500; seen with jax 0.11.2).
+        return "cannot train with train.deterministic: XLA loses its deterministic gradient"
     return None
 
 

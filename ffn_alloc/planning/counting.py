@@ -59,6 +59,13 @@ def number(found: Sequence[Kernel], *kinds: str) -> int:
     return sum(kernel.times for kernel in found if kernel.kind in kinds)
 
 
+def products_laid_out(program: Program) -> int:
+    """Calls of cuBLAS as they stand in the program, those in a loop once."""
+    computations = program.computations.values()
+    targets = (call.target for computation in computations for call in computation.values())
+    return sum(target.startswith("__cublas") for target in targets)
+
+
 def _kernel(
     program: Program, computation: Computation, instruction: Instruction, times: int
 ) -> Kernel | None:
@@ -96,7 +103,7 @@ def _copied(instruction: Instruction) -> int:
 
 
 def _custom_call(computation: Computation, instruction: Instruction, times: int) -> Kernel | None:
-    target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
+    target = instruction.target
     named = [d for n, d in _DIRECTIONS.items() if target == n or f"/{n}" in instruction.attributes]
     if not named and not target.startswith(_KERNELS):
         return None

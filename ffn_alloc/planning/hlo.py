@@ -67,6 +67,11 @@ class Instruction:
         return found[1] if found else None
 
     @property
+    def target(self) -> str:
+        """The library's function of a custom call; empty elsewhere."""
+        return self.attribute(r'custom_call_target="([^"]*)"') or ""
+
+    @property
     def called(self) -> str | None:
         """The computation of a fusion or a call."""
         return self.attribute(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.\-]+)")

@@ -23,7 +23,7 @@ class Product:
 
 def product_of(computation: dict[str, Instruction], instruction: Instruction) -> Product | None:
     """The product that a `dot`, a `convolution` or a call of cuBLAS is, else None."""
-    library = instruction.attribute(r'custom_call_target="(__cublas\$[^"]*)"')
+    library = instruction.target.startswith("__cublas")
     if instruction.opcode not in ("dot", "convolution") and not library:
         return None
     left, right = (computation[name].arrays[0] for name in instruction.operands[:2])

@@ -64,7 +64,7 @@ def rates(chip: Chip, calibration: Path | None = None) -> Rates:
     GPU, measured on an H100 80GB HBM3 under lasting load (700 W hold its clock at 1.5 to 1.75 of
     1.98 GHz): products 68 % of the peak, whatever they sum over; cuDNN's causal attention 45 and
     28 %, half of the products counted; streams 91 % of the bandwidth. By these the steps that
-    were measured on that card took 0.98 to 1.04 times what is predicted; other GPUs are taken to
+    were measured on that card took 0.96 to 1.02 times what is predicted; other GPUs are taken to
     be like it. TPU: 90 %; splash attention 45 and 40 %, assumed. BadInput for a file that names
     anything else or another chip, or rates that the chip cannot have.
     """

@@ -80,6 +80,17 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> Batch:
         }
 
 
+def training_kernel(config: Config, platform: str) -> str:
+    """`choose_kernel`'s answer for the step of this config."""
+    return choose_kernel(
+        config.model,
+        config.data.mask_documents,
+        platform,
+        config.data.sequence_length,
+        config.train.deterministic,
+    )
+
+
 def layers_per_iteration(config: Config, platform: str) -> int:
     """How many layers an iteration of a group's scan lays out, from model.unroll.
 
@@ -108,9 +119,7 @@ def make_token_losses(
 ) -> Callable[[Any, Batch], tuple[jax.Array, ...]]:
     """(params, batch) -> `of_logits(logits_BTV, targets_BT)`, a tuple of arrays [B, T]: the forward
     pass of training and evaluation, with the config's kernel, layout and loss chunks."""
-    kernel = choose_kernel(
-        config.model, config.data.mask_documents, platform, config.data.sequence_length
-    )
+    kernel = training_kernel(config, platform)
     unroll = layers_per_iteration(config, platform)
 
     def losses(params: Any, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, ...]:

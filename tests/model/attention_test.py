@@ -75,6 +75,16 @@ def test_cudnn_is_refused_for_training_on_rows_of_odd_length():
     assert choose_kernel(automatic, False, "gpu") == "cudnn"  # forward only
 
 
+def test_cudnn_is_refused_for_training_bitwise_reproducibly():
+    def kernel(model, length):
+        return choose_kernel(model, False, "gpu", length, deterministic=True)
+
+    with pytest.raises(BadInput, match="train.deterministic"):
+        kernel(GPU_MODEL, 256)
+    assert kernel(dataclasses.replace(GPU_MODEL, attention="auto"), 256) == "xla"
+    assert kernel(GPU_MODEL, 0) == "cudnn"  # forward only
+
+
 @pytest.mark.parametrize("platform", ["gpu", "cuda"])
 def test_kernels_on_a_gpu(platform):
     for wanted, chosen in (("auto", "cudnn"), ("cudnn", "cudnn"), ("xla", "xla")):

@@ -127,7 +127,9 @@ ENTRY %main (a: bf16[64,32]) -> bf16[64,16] {
 
 
 def test_calls_of_a_library_are_products_and_marks_are_nothing():
-    (found,) = counting.kernels(hlo.parse(CUBLAS))
+    program = hlo.parse(CUBLAS)
+    (found,) = counting.kernels(program)
+    assert counting.products_laid_out(program) == 1
     assert (found.kind, found.flops, found.contraction) == ("matmul", 2 * 64 * 32 * 16, 32)
 
 
