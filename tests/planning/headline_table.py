@@ -32,6 +32,8 @@ MICROBATCHES = {
     "v5e:4x4": {"285m": 64, "570m": 64, "1p2b": 32},
     "v5p:2x2x4": {"285m": 256, "570m": 128, "1p2b": 128},
 }
+# Over four chips the compiler scatters the sums of gradients, over sixteen it does not.
+MESHES = {"v5e:4x4": {"data": 4, "fsdp": 4}, "v5p:2x2x4": {"data": 4, "fsdp": 4}}
 
 
 def main() -> None:
@@ -50,6 +52,8 @@ def main() -> None:
 def plan(config: str, topology: str, microbatch: int, unroll: str = "auto") -> Forecast:
     arguments = [f"--config=configs/{config}.py", f"--config.model.unroll={unroll}"]
     arguments.append(f"--config.train.microbatch_size={microbatch}")
+    mesh = MESHES.get(topology, {})
+    arguments += [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
     return forecast(cli.load(arguments), parse(topology))
 
 
