@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ffn_alloc.planning.hlo import Instruction, Program
@@ -27,13 +27,14 @@ Computation = dict[str, Instruction]
 class Collective:
     """`moved` bytes go into a device each time; over links alone, or (`cards` above 0) from other
     slices or nodes too, through the network's shares of so many devices together; kernels wait
-    for it if it `blocks`."""
+    for it if it `blocks`; `links` is the part of the links' bandwidth that it has."""
 
     kind: str
     times: int
     moved: int
     cards: int
     blocks: bool
+    links: float = 1.0
 
 
 def kind_of(instruction: Instruction) -> str | None:
@@ -44,9 +45,14 @@ def kind_of(instruction: Instruction) -> str | None:
     return opcode if opcode in _KINDS else None
 
 
-def collectives(program: Program, devices: int, linked: int) -> list[Collective]:
+def collectives(
+    program: Program,
+    devices: int,
+    linked: int,
+    share_of_links: Callable[[list[list[int]]], float] = lambda groups: 1.0,
+) -> list[Collective]:
     """Every collective once, and how often it runs; of `devices` so many neighbours are `linked`
-    by more than the network: those of a slice, of a node."""
+    by more than the network: those of a slice, of a node. `share_of_links` is of groups."""
     found, seen = [], set()
     for computation, instruction, times in program.run():
         for kind, inner, where in _in(program, computation, instruction):
@@ -60,7 +66,8 @@ def collectives(program: Program, devices: int, linked: int) -> list[Collective]
                 cards = 1 if inner.opcode == "send" else _cards(kind, groups, linked)
                 moved = _moved(kind, inner, where, max(map(len, groups)))
                 blocks = instruction.opcode == kind
-                found.append(Collective(kind, times, moved, cards, blocks))
+                links = share_of_links(groups)
+                found.append(Collective(kind, times, moved, cards, blocks, links))
     return found
 
 

@@ -6,6 +6,7 @@ compiler says and what the program does (counting.py, collectives.py), or one of
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ffn_alloc.chips import Chip
@@ -75,7 +77,9 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     program = hlo.parse(compiled.as_text())
     memory = compiled.memory_analysis()
     unseen = counting.products_laid_out(program) * _WORKSPACE if kernels_run_at_once(mesh) else 0
-    moves = collectives.collectives(program, topology.devices, topology.linked)
+    moves = collectives.collectives(
+        program, topology.devices, topology.linked, _share_of_links(topology, mesh)
+    )
     return {
         "kernel": kernel,
         "mesh": dict(mesh.shape),
@@ -87,6 +91,13 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
         "kernels": [dataclasses.asdict(kernel) for kernel in counting.kernels(program)],
         "collectives": [dataclasses.asdict(move) for move in moves],
     }
+
+
+def _share_of_links(topology: Topology, mesh: Any) -> Callable[[list[list[int]]], float]:
+    if topology.chip.platform == "gpu":
+        return lambda groups: 1.0
+    coordinates = [device.coords for device in mesh.devices.flat]
+    return functools.partial(topology.share_of_links, coordinates)
 
 
 def _devices(topology: Topology) -> list[Any]:

@@ -95,7 +95,7 @@ def predict(
         seconds[kernel.kind.split("_")[0]] += kernel.times * once
     moving = {True: 0.0, False: 0.0}
     for move in collectives:
-        bandwidth = topology.link_bandwidth
+        bandwidth = topology.link_bandwidth * move.links
         if move.cards:
             bandwidth = min(bandwidth, move.cards * topology.chip.network_bandwidth)
         bandwidth *= rates.link_bandwidth_fraction

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ffn_alloc.chips import BY_NAME, Chip
@@ -56,11 +57,37 @@ class Topology:
         """
         if self.chip.platform == "gpu":
             return self.chip.link_bandwidth
+        return max(sum(self._directions), 1) * self.chip.link_bandwidth
+
+    def share_of_links(
+        self, coordinates: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]
+    ) -> float:
+        """Of `link_bandwidth` what the worst placed of groups of a TPU slice's devices has while
+        all move at once, by the coordinates of each device.
+
+        On an axis where a group has a single chip it has no link to use; where it has every n-th
+        chip, n groups share the links.
+        """
+
+        def directions(group: Sequence[int]) -> float:
+            total = 0.0
+            for axis, (size, most) in enumerate(zip(self.sizes, self._directions, strict=True)):
+                chips = sorted({coordinates[device][axis] for device in group})
+                if len(chips) > 1:
+                    nth = math.gcd(*(chip - chips[0] for chip in chips))
+                    total += (most if len(chips) * nth == size else 1) / nth
+            return total
+
+        between_chips = list(filter(None, map(directions, groups)))
+        return min(between_chips) / sum(self._directions) if between_chips else 1.0
+
+    @property
+    def _directions(self) -> list[int]:
+        """From how many sides a TPU's chip is fed on each axis."""
         cubes = self.chip.torus_axes == 3 and not any(size % 4 for size in self.sizes)
         rings = [cubes or (self.chip.torus_axes == 2 and size >= 16) for size in self.sizes]
         axes = zip(self.sizes, rings, strict=True)
-        directions = sum(2 if ring else 1 for size, ring in axes if size > 1)
-        return max(directions, 1) * self.chip.link_bandwidth
+        return [0 if size == 1 else 2 if ring else 1 for size, ring in axes]
 
     @property
     def nodes(self) -> int:

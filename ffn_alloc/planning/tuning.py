@@ -18,9 +18,9 @@ def tune(
     config: Config, topology: Topology, try_one: Callable[[Config], Forecast]
 ) -> Iterator[Forecast]:
     """The forecast of every candidate, as they come: parameters replicated (data) and split
-    (fsdp) over as many devices of a slice, of a node and of all nodes as divide the model; of each
-    remat policy the largest microbatch that fits. Where none does, the smallest with the loss in
-    chunks.
+    (fsdp) over as many devices of a node, of all nodes, of a slice and of half of it as divide
+    the model; of each remat policy the largest microbatch that fits. Where none does, the smallest
+    with the loss in chunks.
 
     BadInput if the batch cannot be split over the devices.
     """
@@ -71,7 +71,11 @@ def _largest(
 def _meshes(config: Config, topology: Topology) -> list[MeshConfig]:
     replicated = MeshConfig(data=-1, fsdp=1, tensor=1)
     # GPUs: over those of a node, whose links are fast, and over all, where the memory is.
-    places = (topology.linked, topology.devices // topology.slices)
+    # TPUs: over a slice, and over half of it, where the compiler scatters the sums of gradients
+    # that it makes whole over all (v5e:4x4, modelled: 8 % of a step of 285m, 15 % of 1p2b).
+    places = [topology.linked, topology.devices // topology.slices]
+    if topology.chip.platform == "tpu":
+        places.append(max(1, topology.linked // 2))
     parts = dict.fromkeys(math.gcd(config.model.d_model, place) for place in places)
     split = [MeshConfig(data=topology.devices // n, fsdp=-1, tensor=1) for n in parts if n > 1]
     return [*split, replicated]

@@ -56,3 +56,34 @@ def test_what_there_is_not(text, slices, field):
 )
 def test_link_bandwidth(text, bandwidth):
     assert topology.parse(text).link_bandwidth == bandwidth
+
+
+# Chips as the processes of four hold them: blocks on v5e, planes on v5p.
+V5E_4X4 = [
+    (2 * bx + x, 2 * by + y, 0)
+    for by in range(2)
+    for bx in range(2)
+    for y in range(2)
+    for x in range(2)
+]
+V5P_2X2X4 = [(x, y, z) for z in range(4) for y in range(2) for x in range(2)]
+IN_FOURS = [list(range(first, first + 4)) for first in range(0, 16, 4)]
+ACROSS = [list(range(first, 16, 4)) for first in range(4)]
+
+
+@pytest.mark.parametrize(
+    "text, coordinates, groups, share",
+    [
+        ("v5e:4x4", V5E_4X4, [list(range(16))], 1),
+        ("v5e:4x4", V5E_4X4, IN_FOURS, 1),  # a link on each of both axes
+        ("v5e:4x4", V5E_4X4, ACROSS, 1 / 2),  # every second chip, on both axes
+        ("v5p:2x2x4", V5P_2X2X4, [list(range(16))], 1),
+        ("v5p:2x2x4", V5P_2X2X4, IN_FOURS, 2 / 3),
+        ("v5p:2x2x4", V5P_2X2X4, ACROSS, 1 / 3),
+        ("v5e:16x16", [(x, 0) for x in range(16)], [list(range(16))], 1 / 2),  # one of two rings
+        ("v5e:16x16", [(x, 0) for x in range(16)], [list(range(8))], 1 / 4),  # an open part of it
+        ("tpu7x:2x2x1", [(0, 0, 0), (0, 0, 0)], [[0, 1]], 1),  # two cores of a chip
+    ],
+)
+def test_groups_share_the_links_that_lie_between_them(text, coordinates, groups, share):
+    assert topology.parse(text).share_of_links(coordinates, groups) == pytest.approx(share)

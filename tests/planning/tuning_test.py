@@ -107,6 +107,8 @@ def test_slices_are_data_parallel():
         (33, "h100:8", 1, [(-1, 1, 1)]),
         (48, "h100:16", 1, [(2, -1, 1), (1, -1, 1), (-1, 1, 1)]),  # in a node; over both
         (40, "h100:16", 1, [(2, -1, 1), (-1, 1, 1)]),  # 16 does not divide it
+        (48, "v5e:4x4", 1, [(1, -1, 1), (2, -1, 1), (-1, 1, 1)]),  # over all; over half
+        (48, "v5e:2x4", 2, [(2, -1, 1), (4, -1, 1), (-1, 1, 1)]),
     ],
 )
 def test_parameters_are_split_over_what_divides_them(d_model, topology, slices, meshes):
