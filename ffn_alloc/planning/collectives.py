@@ -63,10 +63,11 @@ def collectives(
             if key not in seen or instruction.name.startswith("async-collective-start"):
                 seen.add(key)
                 groups = groups_of(inner.attributes, devices)
-                cards = 1 if inner.opcode == "send" else _cards(kind, groups, linked)
+                between_slices = inner.opcode == "send"  # its groups are of slices, not devices
+                cards = 1 if between_slices else _cards(kind, groups, linked)
                 moved = _moved(kind, inner, where, max(map(len, groups)))
                 blocks = instruction.opcode == kind
-                links = share_of_links(groups)
+                links = 1.0 if between_slices else share_of_links(groups)
                 found.append(Collective(kind, times, moved, cards, blocks, links))
     return found
 

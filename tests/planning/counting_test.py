@@ -190,6 +190,13 @@ def test_collectives_by_bytes():
     assert found["reduce-scatter"].cards == 2  # its groups are 0, 2, 4, 6 and 1, 3, 5, 7
 
 
+def test_collectives_have_a_share_of_the_links():
+    found = collectives(hlo.parse(COLLECTIVES), 8, 4, lambda groups: 1 / len(groups[0]))
+    links = {c.kind: c.links for c in found}
+    of_four = dict.fromkeys(("all-gather", "all-reduce", "reduce-scatter"), 1 / 4)
+    assert links == {**of_four, "all-to-all": 1 / 2}
+
+
 def test_a_sum_in_a_fusion_that_keeps_the_whole_is_no_scatter():
     whole = COLLECTIVES.replace(
         "ROOT %part = f32[16,8]{1,0} dynamic-slice(%sum, %i, %i), dynamic_slice_sizes={16,8}",
@@ -263,7 +270,8 @@ PAIRS = "{{100000,200000},{100001,200001}}"
 def test_transfers_between_slices(name, target, kind, moved):
     text = BETWEEN_SLICES.replace("ALL_REDUCE", name).replace('"{1,2}x{0:3}"', target)
     program = hlo.parse(text)
-    assert collectives(program, devices=8, linked=4) == [Collective(kind, 1, moved, 1, False)]
+    found = collectives(program, devices=8, linked=4, share_of_links=lambda groups: 1 / 2)
+    assert found == [Collective(kind, 1, moved, 1, False)]
     assert counting.kernels(program) == []
 
 

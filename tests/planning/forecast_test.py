@@ -38,7 +38,7 @@ def test_a_prediction_by_hand():
     ]
     moves = [
         Collective("all-gather", 2, 9 * 10**10, 0, False),
-        Collective("all-reduce", 1, 45 * 10**9, 0, True),
+        Collective("all-reduce", 1, 45 * 10**9 // 4, 0, True, links=1 / 4),
     ]
     found = roofline.predict(kernels, moves, topology.parse("v5e:4x4"), RATES)
     assert found.matmul == pytest.approx(2 * 4 / 3 + 4)

@@ -1,9 +1,13 @@
 """Topologies that there are and are not, and their links, by hand."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import topology
+from ffn_alloc.planning.compile_step import _share_of_links
 
 
 @pytest.mark.parametrize(
@@ -87,3 +91,11 @@ ACROSS = [list(range(first, 16, 4)) for first in range(4)]
 )
 def test_groups_share_the_links_that_lie_between_them(text, coordinates, groups, share):
     assert topology.parse(text).share_of_links(coordinates, groups) == pytest.approx(share)
+
+
+def test_where_the_chips_of_a_mesh_are():
+    devices = np.array([SimpleNamespace(coords=place) for place in V5P_2X2X4])
+    mesh = SimpleNamespace(devices=devices.reshape(4, 4, 1))
+    share = _share_of_links(topology.parse("v5p:2x2x4"), mesh)
+    assert share(IN_FOURS) == pytest.approx(2 / 3)
+    assert _share_of_links(topology.parse("h100:8"), mesh)(IN_FOURS) == 1  # GPUs have no axes
