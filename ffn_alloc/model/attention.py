@@ -1,9 +1,8 @@
 """The attention kernels, and the only place that picks one.
 
-Shapes: B batch, T query and S key positions, N heads, K key/value heads, G = N/K, H head_dim.
+Shapes: B batch, T query and S key positions, N heads, K key/value heads, G = N/K, H head_dim,
+M rows: the queries of the G heads that share keys, one head after the other.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,12 +113,12 @@ def attend_cached(
     """Attention [B, 1, N, H] of one query a row to the keys 0..position of its row."""
     B, _, N, H = q_B1NH.shape
     S, K = k_BSKH.shape[1:3]
-    q_BKG1H = q_B1NH.reshape(B, K, N // K, 1, H)
+    q_BKGH = q_B1NH.reshape(B, K, N // K, H)
     mask_BS = jnp.arange(S) <= positions_B[:, None]
-    y_BKG1H = _attend_block(
-        q_BKG1H, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), mask_BS[:, None, None, None]
+    y_BKGH = _attend_block(
+        q_BKGH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), mask_BS[:, None, None]
     )
-    return y_BKG1H.reshape(B, 1, N, H)
+    return y_BKGH.reshape(B, 1, N, H)
 
 
 def _cudnn_problem(
@@ -185,67 +184,73 @@ def attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
     """`attend` in plain operations: the reference, and the kernel of CPUs."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    G = N // K
+    q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     size = T // _QUERY_BLOCKS if T % _QUERY_BLOCKS == 0 else T
     blocks = []
     for start in range(0, T, size):
         stop = start + size
-        mask = _mask(start, stop, segment_ids_BT)
-        q_block = q_BKGTH[:, :, :, start:stop]
-        blocks.append(_attend_block(q_block, k_BKSH[:, :, :stop], v_BKSH[:, :, :stop], mask))
+        q_BKMH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * size, H)
+        mask = jnp.tile(_mask(start, stop, segment_ids_BT), (G, 1))
+        y_BKMH = _attend_block(q_BKMH, k_BKSH[:, :, :stop], v_BKSH[:, :, :stop], mask)
+        blocks.append(y_BKMH.reshape(B, K, G, size, H))
     y_BKGTH = jnp.concatenate(blocks, axis=3)
     return y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _attend_block(q_BKGTH, k_BKSH, v_BKSH, mask):
-    """Softmax attention; divided by the softmax's sum after the product with the values, which
-    is smaller than the weights."""
-    q_BKGTH = q_BKGTH * q_BKGTH.shape[-1] ** -0.5
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores, _MASKED)
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights_BKGTS = _weights(scores - highest)
-    sums_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
-    y_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH)
-    return _divide(y_BKGTH, sums_BKGT1)
+# Differentiated by hand (FlashAttention's formulas, arXiv 2205.14135, appendix B), so that backward
+# reads what has a name: jax would read an exponential before it is named, the numerator, and, where
+# a name is read on the way too, have it rounded to its own type in a pass over the array.
+@jax.custom_vjp
+def _attend_block(q_BKMH, k_BKSH, v_BKSH, mask):
+    """Softmax attention [B, K, M, H] of M rows to what the mask, broadcast against [B, K, M, S],
+    lets each see: one key at least."""
+    return _forward(q_BKMH, k_BKSH, v_BKSH, mask)[0]
 
 
-# Two derivatives by hand, so that they read what has a name: those of jax read an exponential
-# before it is named, and the numerator, which remat policies would have to compute again or keep.
-# They compute what they read themselves: of a call of the function they belong to, a policy would
-# see no names.
+def _forward(q_BKMH, k_BKSH, v_BKSH, mask):
+    """Divided by the softmax's sum after the product with the values, which is smaller than the
+    weights. Added, a mask is a part of XLA's kernel for CPUs; and behind a barrier XLA does not
+    make a whole array of it outside of a loop over layers."""
+    bias, q_BKMH = jax.lax.optimization_barrier((jnp.where(mask, 0.0, _MASKED), q_BKMH))
+    scores_BKMS = jnp.einsum(
+        "BKMH,BKSH->BKMS", _scaled(q_BKMH), k_BKSH, preferred_element_type=jnp.float32
+    )
+    scores_BKMS += bias
+    weights_BKMS = jnp.exp(scores_BKMS - jnp.max(scores_BKMS, axis=-1, keepdims=True))
+    sums_BKM1 = jnp.sum(weights_BKMS, axis=-1, keepdims=True)
+    y_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS.astype(v_BKSH.dtype), v_BKSH)
+    y_BKMH = checkpoint_name((y_BKMH / sums_BKM1).astype(v_BKSH.dtype), ATTENTION_RESIDUALS)
+    softmax = checkpoint_name((weights_BKMS, sums_BKM1), ATTENTION_WEIGHTS)
+    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, softmax, y_BKMH)
 
 
-@jax.custom_jvp
-def _weights(scores: jax.Array) -> jax.Array:
-    """exp(scores)."""
-    return checkpoint_name(jnp.exp(scores), ATTENTION_WEIGHTS)
+def _backward(kept, grad_BKMH):
+    """Of q, k and v. Where the mask hides a key its weight is 0."""
+    q_BKMH, k_BKSH, v_BKSH, (weights_BKMS, sums_BKM1), y_BKMH = kept
+    dtype = v_BKSH.dtype
+    along_BKM1 = jnp.sum(grad_BKMH.astype(jnp.float32) * y_BKMH, axis=-1, keepdims=True) / sums_BKM1
+    grad_BKMH = (grad_BKMH / sums_BKM1).astype(dtype)
+    of_v_BKSH = jnp.einsum("BKMS,BKMH->BKSH", weights_BKMS.astype(dtype), grad_BKMH)
+    of_weights_BKMS = jnp.einsum("BKMH,BKSH->BKMS", grad_BKMH, v_BKSH)
+    of_scores_BKMS = (weights_BKMS * (of_weights_BKMS - along_BKM1)).astype(dtype)
+    of_q_BKMH = _scaled(jnp.einsum("BKMS,BKSH->BKMH", of_scores_BKMS, k_BKSH))
+    of_k_BKSH = jnp.einsum("BKMS,BKMH->BKSH", of_scores_BKMS, _scaled(q_BKMH))
+    return of_q_BKMH, of_k_BKSH, of_v_BKSH, None
 
 
-@_weights.defjvp
-def _weights_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
-    weights = checkpoint_name(jnp.exp(primals[0]), ATTENTION_WEIGHTS)
-    return weights, weights * tangents[0]
+_attend_block.defvjp(_forward, _backward)
 
 
-@jax.custom_jvp
-def _divide(y: jax.Array, sums: jax.Array) -> jax.Array:
-    """y / sums, in y's dtype."""
-    return checkpoint_name((y / sums).astype(y.dtype), ATTENTION_RESIDUALS)
-
-
-@_divide.defjvp
-def _divide_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
-    y, sums = primals
-    quotient = checkpoint_name((y / sums).astype(y.dtype), ATTENTION_RESIDUALS)
-    return quotient, ((tangents[0] - quotient * tangents[1]) / sums).astype(y.dtype)
+def _scaled(q_BKMH: jax.Array) -> jax.Array:
+    return q_BKMH * q_BKMH.shape[-1] ** -0.5
 
 
 def _mask(start: int, stop: int, segment_ids_BT: jax.Array | None) -> jax.Array:
-    """What queries start..stop may see of keys 0..stop, broadcast against [B, K, G, T, S]."""
+    """What queries start..stop may see of keys 0..stop, broadcast against [B, K, T, S]."""
     mask = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
     if segment_ids_BT is None:
         return mask
     same_BTS = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, :stop]
-    return (mask & same_BTS)[:, None, None]
+    return (mask & same_BTS)[:, None]

@@ -48,6 +48,40 @@ def test_attention_equals_naive_numpy(num_kv_heads, lengths):
     np.testing.assert_allclose(y_BTNH, expected_BTNH, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_kv_heads, lengths", [(1, (7,)), (2, (8,)), (2, (3, 1, 4)), (4, (8,))])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_gradients_equal_those_of_the_formula(num_kv_heads, lengths, dtype, tolerance):
+    """softmax(q k^T / sqrt(H)) v with whole matrices, differentiated by jax in float32."""
+    T, N, H = sum(lengths), 4, 6
+    ids_T = np.repeat(np.arange(len(lengths)), lengths)
+    visible_TT = np.tril(ids_T[:, None] == ids_T[None])
+    shapes = [(2, T, heads, H) for heads in (N, num_kv_heads, num_kv_heads, N)]
+    keys = jax.random.split(jax.random.key(0), 4)
+    *qkv, cotangent = (
+        jax.random.normal(key, shape).astype(dtype).astype(jnp.float32)
+        for key, shape in zip(keys, shapes, strict=True)
+    )
+
+    def formula(q, k, v):
+        k, v = (jnp.repeat(x, N // num_kv_heads, axis=2) for x in (k, v))
+        scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(H)
+        softmax = jax.nn.softmax(jnp.where(visible_TT, scores, -jnp.inf), axis=-1)
+        return jnp.einsum("bnts,bsnh->btnh", softmax, v)
+
+    ids_BT = np.stack([ids_T, ids_T]) if len(lengths) > 1 else None
+    attention = partial(attend, segment_ids_BT=ids_BT, kernel="xla")
+
+    @quick_jit
+    def gradients(qkv, cotangent):
+        rounded = [x.astype(dtype) for x in qkv]
+        ours = jax.vjp(attention, *rounded)[1](cotangent.astype(dtype))
+        return ours, jax.vjp(formula, *qkv)[1](cotangent)
+
+    for ours, expected in zip(*gradients(qkv, cotangent), strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours, expected, atol=tolerance * np.abs(expected).max())
+
+
 def test_huge_scores_stay_finite():
     q_BTNH = np.full((1, 4, 1, 2), 1e4, np.float32)
     v_BSKH = np.arange(8, dtype=np.float32).reshape(1, 4, 1, 2)
