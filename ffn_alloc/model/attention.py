@@ -16,7 +16,7 @@ from ffn_alloc.errors import BadInput
 # Causal attention over blocks of queries never computes the keys right of a block: 3/8 of the
 # scores are saved with 4 blocks, and the score matrix stays small.
 _QUERY_BLOCKS = 4
-_MASKED = -1e30  # finite: a row's own maximum is subtracted before exp
+_HIDDEN = 1e30  # taken off masked scores; finite: a row's own maximum is subtracted before exp
 
 # The name of what attention's forward pass gives to its backward one, for remat policies: the
 # output, and of a fused kernel its statistics. (cuDNN's has no names; its primitive stands for
@@ -211,13 +211,14 @@ def _attend_block(q_BKMH, k_BKSH, v_BKSH, mask):
 
 def _forward(q_BKMH, k_BKSH, v_BKSH, mask):
     """Divided by the softmax's sum after the product with the values, which is smaller than the
-    weights. Added, a mask is a part of XLA's kernel for CPUs; and behind a barrier XLA does not
-    make a whole array of it outside of a loop over layers."""
-    bias, q_BKMH = jax.lax.optimization_barrier((jnp.where(mask, 0.0, _MASKED), q_BKMH))
+    weights. Taken off, what a mask hides is a part of XLA's kernel for CPUs, as a choice is not
+    (and added, cuBLAS would want it as large as the scores); behind a barrier XLA makes no such
+    array of it outside of a loop over layers, either."""
+    hidden, q_BKMH = jax.lax.optimization_barrier((jnp.where(mask, 0.0, _HIDDEN), q_BKMH))
     scores_BKMS = jnp.einsum(
         "BKMH,BKSH->BKMS", _scaled(q_BKMH), k_BKSH, preferred_element_type=jnp.float32
     )
-    scores_BKMS += bias
+    scores_BKMS -= hidden
     weights_BKMS = jnp.exp(scores_BKMS - jnp.max(scores_BKMS, axis=-1, keepdims=True))
     sums_BKM1 = jnp.sum(weights_BKMS, axis=-1, keepdims=True)
     y_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS.astype(v_BKSH.dtype), v_BKSH)
