@@ -36,7 +36,7 @@ class ModelConfig:
     norm_epsilon: float
     initializer: str  # normal: 0.02 everywhere; scaled: fan-in, residual outputs by depth
     attention: str  # kernel: auto, xla, cudnn (GPU) or splash (TPU)
-    remat: str  # what backward recomputes: none (no product), save (cheap parts), full (layers)
+    remat: str  # recomputed: none (no product of parameters), save (cheap parts), full (layers)
     unroll: str  # layers per scan iteration: 1 (scan), 2, ..., all; auto chooses by device
     compute_dtype: str  # bfloat16 or float32; parameters are always float32
 

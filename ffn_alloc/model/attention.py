@@ -15,15 +15,13 @@ from ffn_alloc.errors import BadInput
 
 # Causal attention over blocks of queries never computes the keys right of a block: 3/8 of the
 # scores are saved with 4 blocks, and the score matrix stays small.
-_QUERY_BLOCKS = 4
+QUERY_BLOCKS = 4
 _HIDDEN = 1e30  # taken off masked scores; finite: a row's own maximum is subtracted before exp
 
 # The name of what attention's forward pass gives to its backward one, for remat policies: the
-# output, and of a fused kernel its statistics. (cuDNN's has no names; its primitive stands for
-# them, see decoder.py. Naming the output too would keep it twice, in two layouts.)
+# output and the softmax's statistics. (cuDNN's has no names; its primitive stands for them, see
+# decoder.py. Naming the output too would keep it twice, in two layouts.)
 ATTENTION_RESIDUALS = "attention_residuals"
-# What else the XLA kernel's backward pass reads that takes a product to compute.
-ATTENTION_WEIGHTS = "attention_weights"
 _SPLASH_LANES = 128  # T and head_dim are multiples of it
 _SPLASH_BLOCK = 1024  # of queries and of keys; larger ones leave fast memory
 
@@ -187,7 +185,7 @@ def attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
     G = N // K
     q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    size = T // _QUERY_BLOCKS if T % _QUERY_BLOCKS == 0 else T
+    size = T // QUERY_BLOCKS if T % QUERY_BLOCKS == 0 else T
     blocks = []
     for start in range(0, T, size):
         stop = start + size
@@ -200,8 +198,8 @@ def attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
 
 
 # Differentiated by hand (FlashAttention's formulas, arXiv 2205.14135, appendix B), so that backward
-# reads what has a name: jax would read an exponential before it is named, the numerator, and, where
-# a name is read on the way too, have it rounded to its own type in a pass over the array.
+# reads the output and, where a remat policy keeps names, makes the weights again out of a product,
+# the largest score of a row and nothing else.
 @jax.custom_vjp
 def _attend_block(q_BKMH, k_BKSH, v_BKSH, mask):
     """Softmax attention [B, K, M, H] of M rows to what the mask, broadcast against [B, K, M, S],
@@ -212,24 +210,27 @@ def _attend_block(q_BKMH, k_BKSH, v_BKSH, mask):
 def _forward(q_BKMH, k_BKSH, v_BKSH, mask):
     """Divided by the softmax's sum after the product with the values, which is smaller than the
     weights. Taken off, what a mask hides is a part of XLA's kernel for CPUs, as a choice is not
-    (and added, cuBLAS would want it as large as the scores); behind a barrier XLA makes no such
-    array of it outside of a loop over layers, either."""
-    hidden, q_BKMH = jax.lax.optimization_barrier((jnp.where(mask, 0.0, _HIDDEN), q_BKMH))
+    (and added, cuBLAS would want it as large as the scores).
+
+    Backward's weights are an expression of their own, which XLA merges with forward's where no
+    remat policy keeps anything: what a policy keeps and forward reads as well, jax rounds to its
+    own type in a pass apart."""
     scores_BKMS = jnp.einsum(
         "BKMH,BKSH->BKMS", _scaled(q_BKMH), k_BKSH, preferred_element_type=jnp.float32
     )
-    scores_BKMS -= hidden
-    weights_BKMS = jnp.exp(scores_BKMS - jnp.max(scores_BKMS, axis=-1, keepdims=True))
+    scores_BKMS -= jnp.where(mask, 0.0, _HIDDEN)
+    largest_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
+    weights_BKMS = jnp.exp(scores_BKMS - largest_BKM1)
     sums_BKM1 = jnp.sum(weights_BKMS, axis=-1, keepdims=True)
     y_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS.astype(v_BKSH.dtype), v_BKSH)
-    y_BKMH = checkpoint_name((y_BKMH / sums_BKM1).astype(v_BKSH.dtype), ATTENTION_RESIDUALS)
-    softmax = checkpoint_name((weights_BKMS, sums_BKM1), ATTENTION_WEIGHTS)
-    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, softmax, y_BKMH)
+    y_BKMH = _kept((y_BKMH / sums_BKM1).astype(v_BKSH.dtype))
+    weights_BKMS = jnp.exp(scores_BKMS - _kept(largest_BKM1))
+    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, weights_BKMS, _kept(sums_BKM1), y_BKMH)
 
 
 def _backward(kept, grad_BKMH):
     """Of q, k and v. Where the mask hides a key its weight is 0."""
-    q_BKMH, k_BKSH, v_BKSH, (weights_BKMS, sums_BKM1), y_BKMH = kept
+    q_BKMH, k_BKSH, v_BKSH, weights_BKMS, sums_BKM1, y_BKMH = kept
     dtype = v_BKSH.dtype
     along_BKM1 = jnp.sum(grad_BKMH.astype(jnp.float32) * y_BKMH, axis=-1, keepdims=True) / sums_BKM1
     grad_BKMH = (grad_BKMH / sums_BKM1).astype(dtype)
@@ -242,6 +243,11 @@ def _backward(kept, grad_BKMH):
 
 
 _attend_block.defvjp(_forward, _backward)
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    """Named for remat policies."""
+    return checkpoint_name(x, ATTENTION_RESIDUALS)
 
 
 def _scaled(q_BKMH: jax.Array) -> jax.Array:

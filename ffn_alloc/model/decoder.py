@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 
 from ffn_alloc.allocation import LayerGroup, group_layers
 from ffn_alloc.config import ModelConfig
-from ffn_alloc.model.attention import ATTENTION_WEIGHTS, attend
+from ffn_alloc.model.attention import attend
 from ffn_alloc.model.layers import (
     SAVED_FACTORS,
     SAVED_NAMES,
@@ -191,8 +191,7 @@ def run_layers(
             x_XD, kept = layer(module, x_XD, rotary, given)
             return _constrain(x_XD), kept
 
-        short = not group.ffn_dim and group.num_layers <= _SHORT
-        per_iteration = group.num_layers if short else min(unroll, group.num_layers)
+        per_iteration = unroll if is_loop(group, unroll) else group.num_layers
         step = _remat(step, model.remat, max(per_iteration, unroll), group.num_layers)
         group_given = given and given[name]
         if laid_out:
@@ -205,6 +204,12 @@ def run_layers(
     final_norm = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(model)))
     x_BTD = x_XD.reshape(*tokens_BT.shape, -1)
     return nnx.merge(final_norm, params["final_norm"])(x_BTD), out
+
+
+def is_loop(group: LayerGroup, unroll: int) -> bool:
+    """Whether layers of a group are left to a loop of `unroll` layers an iteration."""
+    short = not group.ffn_dim and group.num_layers <= _SHORT
+    return not short and unroll < group.num_layers
 
 
 def unembed(
@@ -248,13 +253,14 @@ def _ffn_blocks(model: ModelConfig, group: LayerGroup, unroll: int) -> int:
 
 
 def _remat(layer: Any, policy: str, unroll: int, num_layers: int) -> Any:
-    """What backward recomputes: none (no product), save (all but what layers.py names), full (all).
+    """What backward recomputes: none (no product of parameters), save (all but what layers.py
+    names), full (all).
 
     A loop copies what it keeps into stacks and out again. Under `none` it therefore keeps what has
     a name and no more: jax alone would keep some arrays three times, and each step of a norm (285m
-    in microbatches of one row a chip on v5e: 3.7 GB instead of 2.4 and 3 % more time, modelled);
-    nor the product of gate and up, which backward computes again in no more time. Layers laid out
-    one after the other copy nothing.
+    in microbatches of one row a chip on v5e:4x4: 3.20 GiB instead of 1.73 and 4 % more time,
+    modelled); nor the product of gate and up, nor the weights of attention in plain operations,
+    which backward computes again in no more time. Layers laid out one after the other copy nothing.
 
     A loop keeps the compiler from merging the recomputation with the first computation. Layers
     laid out one after the other need barriers for that (prevent_cse), as does a group of one
@@ -266,7 +272,7 @@ def _remat(layer: Any, policy: str, unroll: int, num_layers: int) -> Any:
     if policy == "full":
         return jax.checkpoint(layer, prevent_cse=barriers)
     names = SAVED_NAMES + (SAVED_FACTORS if unroll > 1 else ())
-    names += ("normed", ATTENTION_WEIGHTS) if policy == "none" else ()
+    names += ("normed",) if policy == "none" else ()
     policies = jax.checkpoint_policies
     saves = policies.save_from_both_policies(
         policies.save_only_these_names(*names),

@@ -54,13 +54,14 @@ def main() -> None:
 def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     import jax
 
+    from ffn_alloc.planning.matrix_flops import matrix_flops
     from ffn_alloc.training.compilation import (
         compile_train_step,
         kernels_run_at_once,
         peak_bytes,
     )
     from ffn_alloc.training.sharding import check_mesh, make_mesh
-    from ffn_alloc.training.step import training_kernel
+    from ffn_alloc.training.step import layers_per_iteration, training_kernel
 
     mesh = make_mesh(config.mesh, _devices(topology))
     check_mesh(config, mesh)
@@ -83,6 +84,9 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     return {
         "kernel": kernel,
         "mesh": dict(mesh.shape),
+        "matrix_flops": matrix_flops(
+            config, kernel, mesh.shape, layers_per_iteration(config, platform)
+        ),
         "peak_bytes": peak_bytes(memory) + unseen,
         "state_bytes": memory.output_size_in_bytes,
         "aliased_bytes": memory.alias_size_in_bytes,

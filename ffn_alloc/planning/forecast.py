@@ -18,7 +18,6 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.planning import counting, roofline
 from ffn_alloc.planning.collectives import Collective
 from ffn_alloc.planning.counting import Kernel
-from ffn_alloc.planning.matrix_flops import matrix_flops
 from ffn_alloc.planning.topology import Topology
 
 _TIME_LIMIT = 3600  # seconds; the largest unrolled stack takes minutes
@@ -124,7 +123,7 @@ def summary(forecast: Forecast) -> dict[str, Any]:
         "aliased_bytes": compiled["aliased_bytes"],
         "collectives": collective_table(forecast.collectives),
         "matrix_flops_program": counting.flops(kernels, "matmul") + attention,
-        "matrix_flops_ledger": matrix_flops(config, compiled["kernel"], compiled["mesh"]),
+        "matrix_flops_ledger": compiled["matrix_flops"],
         "matrix_flops_attention_kernels": attention,
         "attention_kernels": counting.number(kernels, "attention_forward", "attention_backward"),
         "memory_kernels": counting.number(kernels, "memory"),

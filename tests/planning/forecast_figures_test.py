@@ -26,7 +26,9 @@ def test_speed_length_and_price(text, chips, devices):
         **{"train.steps": 43_200, "train.global_batch_size": 4, "data.sequence_length": 16}
     )
     places = topology.parse(text)
-    ones = "compile_cpu_seconds code_bytes state_bytes aliased_bytes peak_bytes".split()
+    ones = (
+        "compile_cpu_seconds code_bytes state_bytes aliased_bytes peak_bytes matrix_flops".split()
+    )
     mesh = {"data": devices, "fsdp": 1, "tensor": 1}
     compiled = dict.fromkeys(ones, 1) | {"kernel": "xla", "mesh": mesh}
     prediction = roofline.Prediction(1.0, 0.5, 0.25, 0.25, 0.0, 0.0)
