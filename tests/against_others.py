@@ -4,8 +4,9 @@
     pip install --pre levanter && python -m tests.against_others 100m levanter
 
 `torch` is transformers' Llama. Float32, all cores, the same shapes and tokens; forward, backward,
-clipping and AdamW on both sides. They take turns, a few steps each, so that other work on the
-machine falls on all.
+clipping and AdamW on both sides. They take turns (8, or as many as are given as a third argument)
+of a few steps each, in random order, so that other work on the machine falls on all. A ratio is the
+median of the turns', with the 95 % of medians of resampled turns.
 """
 
 import sys
@@ -25,6 +26,7 @@ from ffn_alloc.training.state import init_state
 from ffn_alloc.training.step import put_batch
 
 _TURNS, _STEPS = 8, 3
+_BASES = ("uniform, unroll all", "torch, fused AdamW")  # that ratios are of
 _100M = """model.num_layers=12 model.d_model=768 model.num_heads=12 model.num_kv_heads=12
 model.head_dim=64 model.d_ff=2048 model.ffn_tile=64 model.vocab_size=16000
 data.sequence_length=256 train.global_batch_size=4""".split()
@@ -33,7 +35,7 @@ _ALLOCATIONS = ("uniform", "middle:0.7")
 
 
 def main() -> None:
-    shape, other = sys.argv[1:]
+    shape, other, *turns = sys.argv[1:]
     arguments = ["--config=configs/quickstart.py", *(f"--config.{a}" for a in _SHAPES[shape])]
     configs = {
         f"{allocation}, unroll {unroll}": cli.load(
@@ -50,18 +52,35 @@ def main() -> None:
     host.set_up_devices(first, cache_root() / "compiled")
     steps = {name: ours(config) for name, config in configs.items()}
     steps |= {"torch": torchs, "levanter": levanters}[other](first)
+    seconds = _take_turns(steps, int(turns[0]) if turns else _TURNS)
+    for name, each in seconds.items():
+        bases = dict.fromkeys([name.replace("unroll 1", "unroll all"), *_BASES])
+        others = [base for base in bases if base in seconds and base != name]
+        ratios = ", ".join(f"{_ratio(seconds[base], each)} of {base}" for base in others)
+        print(f"{shape}: {name:28} {np.median(each):.4f} s a step; {ratios}")
+
+
+def _take_turns(steps: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:
+    """Seconds a step, of each turn."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(_TURNS):
-        for name, step in steps.items():
-            step()  # caches, and the first time the others compile
+    order = np.random.default_rng(0)
+    for turn in range(turns):
+        for name in order.permutation(list(steps)):
+            steps[name]()  # caches, and the first time the others compile
             start = time.perf_counter()
             for _ in range(_STEPS):
-                step()
+                steps[name]()
             seconds[name].append((time.perf_counter() - start) / _STEPS)
-    tokens = first.tokens_per_step
-    for name, each in seconds.items():
-        median = float(np.median(each))
-        print(f"{shape}: {name:36} {median:.4f} s a step, {tokens / median:8,.0f} tokens/s")
+        print(f"turn {turn + 1}/{turns}", end="\r", flush=True)
+    return seconds
+
+
+def _ratio(base: list[float], each: list[float]) -> str:
+    """Tokens/s of `each` over those of `base`."""
+    ratios = np.array(base) / np.array(each)
+    resampled = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
+    return f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
 def ours(config: Config) -> Callable[[], None]:
