@@ -198,8 +198,8 @@ def attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
 
 
 # Differentiated by hand (FlashAttention's formulas, arXiv 2205.14135, appendix B), so that backward
-# reads the output and, where a remat policy keeps names, makes the weights again out of a product,
-# the largest score of a row and nothing else.
+# reads the output, and, where a remat policy keeps what has a name, makes the weights again out of
+# the scores and the largest of a row, without looking for it.
 @jax.custom_vjp
 def _attend_block(q_BKMH, k_BKSH, v_BKSH, mask):
     """Softmax attention [B, K, M, H] of M rows to what the mask, broadcast against [B, K, M, S],
