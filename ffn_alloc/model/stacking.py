@@ -14,13 +14,13 @@ from ffn_alloc.config import ModelConfig
 Params = dict[str, Any]
 
 
-def lay_out(params: Params) -> Params:
+def lay_out(params: Params, merge: bool) -> Params:
     """The same parameters with each group as the list of its layers, whose gradients need not be
-    stacked in every microbatch, and with gate and up as one matrix, unless a tensor axis splits
-    both."""
+    stacked in every microbatch; and, to `merge`, with gate and up as one matrix, unless a tensor
+    axis splits both."""
 
     def merged(layer: Any) -> Any:
-        if "ffn" not in layer or not ffn_is_whole():
+        if not merge or "ffn" not in layer or not ffn_is_whole():
             return layer
         both = jnp.concatenate([layer["ffn"]["gate"], layer["ffn"]["up"]], axis=1)
         return {**layer, "ffn": {"gate_up": both, "down": layer["ffn"]["down"]}}

@@ -39,17 +39,18 @@ def test_more_than_ten_groups_keep_their_order():
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-def test_laid_out_layers_are_those_of_the_stack(allocation):
+@pytest.mark.parametrize("merge", [False, True])
+def test_laid_out_layers_are_those_of_the_stack(allocation, merge):
     model = tiny_model(allocation)
     layered = random_params(model, seed=0)
     stacked = restack_layers(layered, model)
-    laid_out = lay_out(stacked)
+    laid_out = lay_out(stacked, merge)
     assert_identical(laid_out["embedding"], layered["embedding"])
     groups = laid_out["groups"]
     layers = [layer for index in range(len(groups)) for layer in groups[str(index)]]
     for i, (layer, width) in enumerate(zip(layers, model.ffn_dims, strict=True)):
         expected = layered["layers"][str(i)]
-        if width:
+        if width and merge:
             ffn = expected["ffn"]
             both = np.concatenate([ffn["gate"], ffn["up"]], axis=1)
             expected = expected | {"ffn": {"gate_up": both, "down": ffn["down"]}}

@@ -46,7 +46,8 @@ SAVED = "1x4x2"
 RESTORED = {"2x1x2": 4, "1x1x1": 1}
 STEPS = 5
 MUON = "1x4x2"  # compared with one device, too
-UNROLLED = ("1x8x1", "1x1x2")  # gate and up merged, and not where a tensor axis splits them
+# As for GPUs: gate and up are one matrix, and two where a tensor axis splits them.
+UNROLLED = ("1x8x1", "1x1x2")
 CHUNKED = ("2x2x2", "8x1x1", "1x1x2")  # the loss in chunks, compared with one device without
 
 
@@ -81,7 +82,8 @@ def mesh_of(shape: str, devices: int, optimizer: str = "adamw"):
 def train(config, mesh, state):
     """The state after five steps on one batch, and their losses."""
     losses = []
-    step = jax.jit(make_train_step(config, "cpu"), donate_argnums=0)
+    platform = "gpu" if config.model.unroll == "all" else "cpu"
+    step = jax.jit(make_train_step(config, platform), donate_argnums=0)
     with jax.set_mesh(mesh):
         batch = put_batch(make_batch(config, 0), batch_sharding(mesh))
         for _ in range(STEPS):
@@ -175,7 +177,9 @@ def report(directory: Path) -> dict:
             state = jax.device_put(initial, shardings(initial, mesh))
         if shape in UNROLLED:
             with jax.set_mesh(mesh):
-                found["ffn"][shape] = sorted(lay_out(state.params)["groups"]["1"][0]["ffn"])
+                found["ffn"][shape] = sorted(
+                    lay_out(state.params, merge=True)["groups"]["1"][0]["ffn"]
+                )
         state, losses = train(config, mesh, state)
         query = state.params["groups"]["0"]["attention"]["query"]
         found["losses"][shape] = losses

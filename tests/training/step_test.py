@@ -114,30 +114,40 @@ def test_microbatches_give_the_step_of_the_whole_batch(whole):
     assert_close_trees(clipped_gradients(config, state), clipped_gradients(CONFIG, whole[0]))
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # where gate and up are one matrix
 @pytest.mark.parametrize("microbatch", [0, 1])
 @pytest.mark.parametrize("allocation", ["uniform", "mask:01"])  # a group of two, two of one
-def test_an_unrolled_stack_gives_the_step_of_the_looped_one(allocation, microbatch):
+def test_an_unrolled_stack_gives_the_step_of_the_looped_one(allocation, microbatch, platform):
     shape = dict(OVERRIDES) | {"train.microbatch_size": microbatch}
     looped, unrolled = (
         micro_config(allocation, **shape, **{"model.unroll": unroll}) for unroll in ("1", "all")
     )
-    (state, metrics), (other, others) = one_step(looped), one_step(unrolled)
+    step = jax.jit(make_train_step(unrolled, platform))
+    (state, metrics), (other, others) = (
+        one_step(looped),
+        step(first_state(unrolled), make_batch(unrolled, 0)),
+    )
     for name, value in metrics.items():
         np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
     assert_close_trees(clipped_gradients(unrolled, other), clipped_gradients(looped, state))
 
 
-def test_an_unrolled_stacks_gradients_add_up_layer_by_layer():
-    """What the loop over microbatches carries holds no stack, and gate and up side by side."""
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_an_unrolled_stacks_gradients_add_up_layer_by_layer(platform):
+    """What the loop over microbatches carries holds no stack; for GPUs, gate and up side by side,
+    and for CPUs, apart."""
     overrides = {"model.unroll": "all", "train.microbatch_size": 1, "model.d_ff": 24}
     config = micro_config("uniform", **overrides)
-    step = jax.make_jaxpr(make_train_step(config, "cpu"))(
+    step = jax.make_jaxpr(make_train_step(config, platform))(
         first_state(config), make_batch(config, 0)
     )
     (loop,) = [equation for equation in step.eqns if equation.primitive.name == "scan"]
     carried = [aval.shape for aval in loop.params["jaxpr"].out_avals]
     D, F = config.model.d_model, config.model.d_ff
-    assert carried.count((D, 2 * F)) == carried.count((F, D)) == config.model.num_layers
+    number = config.model.num_layers
+    gate_or_up = carried.count((D, F)), carried.count((D, 2 * F))
+    assert gate_or_up == ((2 * number, 0) if platform == "cpu" else (0, number))
+    assert carried.count((F, D)) == number
     assert not any(len(shape) == 3 for shape in carried)
 
 
