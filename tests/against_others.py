@@ -1,7 +1,7 @@
 """Training steps on this CPU against other people's Llama, on demand: ratios only.
 
     pip install -e ".[test,parity]" && python -m tests.against_others quickstart torch
-    pip install --pre levanter && python -m tests.against_others 100m levanter
+    pip install --pre levanter gitpython chex && python -m tests.against_others 100m levanter
 
 `torch` is transformers' Llama. Float32, all cores, the same shapes and tokens; forward, backward,
 clipping and AdamW on both sides. They take turns (8, or as many as are given as a third argument)
