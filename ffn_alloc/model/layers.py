@@ -95,8 +95,8 @@ class Attention(nnx.Module):
 
 class SwiGLU(nnx.Module):
     """W_down(silu(W_gate x) * W_up x), computed in `blocks` parts of the width; or, `merged`, with
-    W_gate and W_up as one array, which needs fewer and larger products (1.3 % of a step on an H100,
-    modelled; on a CPU it is no faster, and at some widths slower)."""
+    W_gate and W_up as one array, which needs fewer and larger products (1.3 % of a step on an H100;
+    on a CPU it is no faster, and at some widths slower)."""
 
     def __init__(self, model: ModelConfig, ffn_dim: int, key: jax.Array, blocks: int, merged: bool):
         self.blocks, self.merged = blocks, merged

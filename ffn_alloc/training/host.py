@@ -22,6 +22,8 @@ from ffn_alloc.errors import Preempted
 # restored came to 3.7 times its state, one that trained on short rows to 3.2.
 _SMALL_STATE = 1 / 5
 
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -113,7 +115,10 @@ def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     other work on the machine a small step takes up to a quarter less time than with pages of 4 KiB.
 
     glibc asks by itself only where GLIBC_TUNABLES was set before the process started. So the heap
-    is made to grow, and what it grew by, which is only addresses, is given back to it."""
+    is made to grow, and what it grew by, which is only addresses, is given back to it. Not where
+    the system counts addresses as memory (2): others would lack them."""
+    if not _OVERCOMMIT.exists() or _OVERCOMMIT.read_text().strip() == "2":
+        return
     libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     libc.free.argtypes = (ctypes.c_void_p,)

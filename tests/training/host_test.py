@@ -9,9 +9,12 @@ import pytest
 
 from ffn_alloc.training import host
 
-glibc = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc" or not Path("/sys/kernel/mm/transparent_hugepage").exists(),
-    reason="what is asked is glibc's, and a kernel's that has huge pages",
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
+needs_them = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc"
+    or not HUGE_PAGES.exists()
+    or host._OVERCOMMIT.read_text().strip() == "2",
+    reason="a C library or a system that has no huge pages, or is not to be asked for them",
 )
 
 LIES_IN_HUGE_PAGES = """
@@ -37,15 +40,22 @@ print(len(bytearray(100 << 20)))
 """
 
 
-@glibc
+@needs_them
 def test_arrays_lie_where_huge_pages_are_asked_for():
     assert printed(LIES_IN_HUGE_PAGES) == "True"
 
 
-@glibc
+@needs_them
 def test_a_limit_on_addresses_is_no_fault():
     assert host._memory_bytes() // 2 > 1 << 30
     assert printed(GOES_ON) == str(100 << 20)
+
+
+def test_where_addresses_count_as_memory_none_are_taken(tmp_path, monkeypatch):
+    strict = tmp_path / "overcommit_memory"
+    strict.write_text("2\n")
+    monkeypatch.setattr(host, "_OVERCOMMIT", strict)
+    host._ask_for_huge_pages(None, 1 << 30)  # asks no library
 
 
 def printed(program: str) -> str:
