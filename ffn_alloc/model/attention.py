@@ -113,9 +113,8 @@ def attend_cached(
     S, K = k_BSKH.shape[1:3]
     q_BKGH = q_B1NH.reshape(B, K, N // K, H)
     mask_BS = jnp.arange(S) <= positions_B[:, None]
-    y_BKGH = _attend_block(
-        q_BKGH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), mask_BS[:, None, None]
-    )
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    y_BKGH = _attend_block(q_BKGH, k_BKSH, v_BKSH, mask_BS[:, None, None])[0]
     return y_BKGH.reshape(B, 1, N, H)
 
 
@@ -178,43 +177,66 @@ def _splash_kernel(heads: int, length: int, interpret: bool):
     )
 
 
+# Differentiated by hand (FlashAttention's formulas, arXiv 2205.14135, appendix B), so that backward
+# reads the output, kept once and as the product behind it reads it, and, where a remat policy keeps
+# what has a name, makes the weights again out of the scores and the largest of a row, without
+# looking for it.
+@jax.custom_vjp
 def attend_xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
     """`attend` in plain operations: the reference, and the kernel of CPUs."""
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    G = N // K
-    q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    size = T // QUERY_BLOCKS if T % QUERY_BLOCKS == 0 else T
-    blocks = []
-    for start in range(0, T, size):
-        stop = start + size
-        q_BKMH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * size, H)
-        mask = jnp.tile(_mask(start, stop, segment_ids_BT), (G, 1))
-        y_BKMH = _attend_block(q_BKMH, k_BKSH[:, :, :stop], v_BKSH[:, :, :stop], mask)
-        blocks.append(y_BKMH.reshape(B, K, G, size, H))
-    y_BKGTH = jnp.concatenate(blocks, axis=3)
-    return y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return _forward(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)[0]
 
 
-# Differentiated by hand (FlashAttention's formulas, arXiv 2205.14135, appendix B), so that backward
-# reads the output, and, where a remat policy keeps what has a name, makes the weights again out of
-# the scores and the largest of a row, without looking for it.
-@jax.custom_vjp
-def _attend_block(q_BKMH, k_BKSH, v_BKSH, mask):
-    """Softmax attention [B, K, M, H] of M rows to what the mask, broadcast against [B, K, M, S],
-    lets each see: one key at least."""
-    return _forward(q_BKMH, k_BKSH, v_BKSH, mask)[0]
-
-
-def _forward(q_BKMH, k_BKSH, v_BKSH, mask):
-    """Divided by the softmax's sum after the product with the values, which is smaller than the
-    weights. Taken off, what a mask hides is a part of XLA's kernel for CPUs, as a choice is not
-    (and added, cuBLAS would want it as large as the scores).
-
-    Backward's weights are an expression of their own, which XLA merges with forward's where no
+def _forward(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT):
+    """Backward's weights are an expression of their own, which XLA merges with forward's where no
     remat policy keeps anything: what a policy keeps and forward reads as well, jax rounds to its
     own type in a pass apart."""
+    N, K = q_BTNH.shape[2], k_BSKH.shape[2]
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    blocks = []
+    for start, stop in _spans(q_BTNH.shape[1]):
+        q_BKMH = _rows(q_BTNH[:, start:stop], K)
+        mask = jnp.tile(_mask(start, stop, segment_ids_BT), (N // K, 1))
+        blocks.append(_attend_block(q_BKMH, k_BKSH[:, :, :stop], v_BKSH[:, :, :stop], mask))
+    ys, scores, largest, sums = zip(*blocks, strict=True)
+    y_BTNH = _kept(jnp.concatenate([_heads(y_BKMH, N) for y_BKMH in ys], axis=1))
+    largest, sums = _kept(jnp.stack(largest)), _kept(jnp.stack(sums))  # of all blocks
+    weights = [jnp.exp(x - highest) for x, highest in zip(scores, largest, strict=True)]
+    return y_BTNH, (q_BTNH, k_BSKH, v_BSKH, y_BTNH, weights, sums)
+
+
+def _backward(kept, grad_BTNH):
+    """Of q, k and v. Where the mask hides a key its weight is 0."""
+    q_BTNH, k_BSKH, v_BSKH, y_BTNH, weights, sums = kept
+    (_, S, K, _), N, dtype = k_BSKH.shape, q_BTNH.shape[2], v_BSKH.dtype
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    along_BTN1 = jnp.sum(grad_BTNH.astype(jnp.float32) * y_BTNH, axis=-1, keepdims=True)
+    of_q, of_k_BKHS, of_v_BKHS = [], 0, 0
+    blocks = zip(_spans(q_BTNH.shape[1]), weights, sums, strict=True)
+    for (start, stop), weights_BKMS, sums_BKM1 in blocks:
+        q_BKMH = _rows(q_BTNH[:, start:stop], K)
+        grad_BKMH = (_rows(grad_BTNH[:, start:stop], K) / sums_BKM1).astype(dtype)
+        along_BKM1 = _rows(along_BTN1[:, start:stop], K) / sums_BKM1
+        of_weights_BKMS = jnp.einsum("BKMH,BKSH->BKMS", grad_BKMH, v_BKSH[:, :, :stop])
+        of_scores_BKMS = (weights_BKMS * (of_weights_BKMS - along_BKM1)).astype(dtype)
+        of_q_BKMH = jnp.einsum("BKMS,BKSH->BKMH", of_scores_BKMS, k_BKSH[:, :, :stop])
+        of_q.append(_heads(_scaled(of_q_BKMH), N))
+        of_k_BKHS += _over_rows(_scaled(q_BKMH), of_scores_BKMS, S)
+        of_v_BKHS += _over_rows(grad_BKMH, weights_BKMS.astype(dtype), S)
+    of_k_BSKH, of_v_BSKH = of_k_BKHS.transpose(0, 3, 1, 2), of_v_BKHS.transpose(0, 3, 1, 2)
+    return jnp.concatenate(of_q, axis=1), of_k_BSKH, of_v_BSKH, None
+
+
+attend_xla.defvjp(_forward, _backward)
+
+
+def _attend_block(q_BKMH, k_BKSH, v_BKSH, mask):
+    """Softmax attention [B, K, M, H] of M rows to what the mask, broadcast against [B, K, M, S],
+    lets each see (one key at least); the scores, the largest of a row, and the sum of its weights.
+
+    Divided by the softmax's sum after the product with the values, which is smaller than the
+    weights. Taken off, what a mask hides is a part of XLA's kernel for CPUs, as a choice is not
+    (and added, cuBLAS would want it as large as the scores)."""
     scores_BKMS = jnp.einsum(
         "BKMH,BKSH->BKMS", _scaled(q_BKMH), k_BKSH, preferred_element_type=jnp.float32
     )
@@ -223,26 +245,39 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, mask):
     weights_BKMS = jnp.exp(scores_BKMS - largest_BKM1)
     sums_BKM1 = jnp.sum(weights_BKMS, axis=-1, keepdims=True)
     y_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS.astype(v_BKSH.dtype), v_BKSH)
-    y_BKMH = _kept((y_BKMH / sums_BKM1).astype(v_BKSH.dtype))
-    weights_BKMS = jnp.exp(scores_BKMS - _kept(largest_BKM1))
-    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, weights_BKMS, _kept(sums_BKM1), y_BKMH)
+    return (y_BKMH / sums_BKM1).astype(v_BKSH.dtype), scores_BKMS, largest_BKM1, sums_BKM1
 
 
-def _backward(kept, grad_BKMH):
-    """Of q, k and v. Where the mask hides a key its weight is 0."""
-    q_BKMH, k_BKSH, v_BKSH, weights_BKMS, sums_BKM1, y_BKMH = kept
-    dtype = v_BKSH.dtype
-    along_BKM1 = jnp.sum(grad_BKMH.astype(jnp.float32) * y_BKMH, axis=-1, keepdims=True) / sums_BKM1
-    grad_BKMH = (grad_BKMH / sums_BKM1).astype(dtype)
-    of_v_BKSH = jnp.einsum("BKMS,BKMH->BKSH", weights_BKMS.astype(dtype), grad_BKMH)
-    of_weights_BKMS = jnp.einsum("BKMH,BKSH->BKMS", grad_BKMH, v_BKSH)
-    of_scores_BKMS = (weights_BKMS * (of_weights_BKMS - along_BKM1)).astype(dtype)
-    of_q_BKMH = _scaled(jnp.einsum("BKMS,BKSH->BKMH", of_scores_BKMS, k_BKSH))
-    of_k_BKSH = jnp.einsum("BKMS,BKMH->BKSH", of_scores_BKMS, _scaled(q_BKMH))
-    return of_q_BKMH, of_k_BKSH, of_v_BKSH, None
+def _over_rows(x_BKMH: jax.Array, y_BKMs: jax.Array, S: int) -> jax.Array:
+    """The product summed over M, [B, K, H, S]: zeros for the keys behind the block's.
+
+    XLA for CPUs has its fast kernels for products that sum over the last axis of the first factor,
+    so that the smaller one is turned. Barriers keep XLA from undoing that, and from making the
+    transposed product out of this one.
+    """
+    x_BKHM = jax.lax.optimization_barrier(x_BKMH.swapaxes(2, 3))
+    of_y_BKHs = jax.lax.optimization_barrier(jnp.einsum("BKHM,BKMS->BKHS", x_BKHM, y_BKMs))
+    return jnp.pad(of_y_BKHs, ((0, 0), (0, 0), (0, 0), (0, S - of_y_BKHs.shape[3])))
 
 
-_attend_block.defvjp(_forward, _backward)
+def _spans(length: int) -> list[tuple[int, int]]:
+    """First query and the one behind the last, of each block."""
+    size = length // QUERY_BLOCKS if length % QUERY_BLOCKS == 0 else length
+    return [(start, start + size) for start in range(0, length, size)]
+
+
+def _rows(x_BTNH: jax.Array, K: int) -> jax.Array:
+    """[B, K, M, H]."""
+    B, T, N, H = x_BTNH.shape
+    x_BTKGH = x_BTNH.reshape(B, T, K, N // K, H)
+    return x_BTKGH.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+
+
+def _heads(x_BKMH: jax.Array, N: int) -> jax.Array:
+    """The inverse of `_rows`."""
+    B, K, M, H = x_BKMH.shape
+    x_BKGTH = x_BKMH.reshape(B, K, N // K, -1, H)
+    return x_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)
 
 
 def _kept(x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The attention kernel against naive float64 numpy, and which kernel is chosen where."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -80,6 +81,16 @@ def test_gradients_equal_those_of_the_formula(num_kv_heads, lengths, dtype, tole
     for ours, expected in zip(*gradients(qkv, cotangent), strict=True):
         assert ours.dtype == dtype
         np.testing.assert_allclose(ours, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_every_product_sums_over_the_last_axis_of_its_first_factor():
+    """For others XLA for CPUs has slower kernels."""
+    attention = partial(attend, segment_ids_BT=None, kernel="xla")
+    gradients = jax.jit(jax.grad(lambda *qkv: attention(*qkv).sum(), (0, 1, 2)))
+    x_BTNH = jnp.zeros((2, 256, 2, 8))
+    text = gradients.lower(x_BTNH, x_BTNH, x_BTNH).compile().as_text()
+    axes = re.findall(r" dot\(.*lhs_contracting_dims={(\d)}", text)
+    assert len(axes) == 4 * 6 and set(axes) == {"3"}  # of four blocks of queries
 
 
 def test_huge_scores_stay_finite():

@@ -4,6 +4,7 @@ Shapes: B batch, T positions, V vocabulary.
 """
 
 import math
+import re
 from functools import partial
 from typing import Any
 
@@ -106,10 +107,8 @@ def test_a_loop_keeps_what_products_need_and_keeps_it_once():
     loop = next(eqn for eqn in step.jaxpr.eqns if eqn.primitive.name == "scan")
     shapes = [out.aval.shape for out in loop.outvars]
     kept = [math.prod(shape[1:]) for shape in shapes if shape[0] == model.num_layers]
-    rows = B * N * T // 4  # of a block of queries, four of them
-    blocks = 4 * [rows * H] + 4 * 2 * [rows]
-    of_width_d_model, heads = 4 * [B * T * D], [B * T * N * H] + 2 * [B * T * K * H]
-    assert sorted(kept) == sorted(of_width_d_model + heads + 2 * [B * T * F] + blocks)
+    of_width_d_model, heads = 4 * [B * T * D], 2 * [B * T * N * H] + 2 * [B * T * K * H]
+    assert sorted(kept) == sorted(of_width_d_model + heads + 2 * [B * T * F] + 2 * [B * N * T])
 
 
 def test_short_groups_without_ffns_are_no_loops():
@@ -139,7 +138,8 @@ def test_what_is_no_loop_is_kept_from_being_merged(allocation, unroll, wanted, r
     stacked = restack_layers(random_params(model, seed=0), model)
     tokens_BT = jnp.zeros((1, 8), jnp.int32)
     step = jax.jit(jax.grad(partial(mean_nll, model=model, unroll=unroll)))
-    barriers = step.lower(stacked, tokens_BT, tokens_BT).as_text().count("optimization_barrier")
+    text = step.lower(stacked, tokens_BT, tokens_BT).as_text()
+    barriers = len(re.findall(r":\d+ = stablehlo.optimization_barrier", text))  # of many values
     assert barriers in ({0} if remat == "none" else wanted)
 
 
