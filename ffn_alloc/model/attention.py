@@ -1,7 +1,7 @@
 """The attention kernels, and the only place that picks one.
 
-Shapes: B batch, T query and S key positions, N heads, K key/value heads, G = N/K, H head_dim,
-M rows: the queries of the G heads that share keys, one head after the other.
+Shapes: B batch, T query and S key positions, s those that a block sees, N heads, K key/value heads,
+G = N/K, H head_dim, M rows: the queries of the G heads that share keys, one head after the other.
 """
 
 import jax
