@@ -65,6 +65,8 @@ def sweep(arguments: argparse.Namespace) -> None:
         same_run.check(run)
     failed = False
     if arguments.submit:
+        for run in runs:  # a topology that they cannot be compiled for: before they are trained
+            cost.chip_hours(run)
         options = launchers.words("--options", arguments.options)
         evaluate = arguments.then_evaluate
         work = jobs.Jobs(runs, arguments.submit, options, arguments.parallel, evaluate)

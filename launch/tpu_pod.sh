@@ -6,11 +6,11 @@
 #     --runtime=v2-alpha-tpuv5-lite --setup='mountpoint -q /mnt || sudo mount 10.0.0.2:/runs /mnt' \
 #     --cache=/mnt/cache -- --config=configs/middle70_570m.py --workdir=/mnt/middle70_570m
 #
-# What follows `--` goes to `python -m ffn_alloc.main` as it is. A worker's disk goes with the
-# worker: --workdir must lie on a file system that outlives it, shared by all, which --setup mounts.
-# The workers of a slice find each other. They get this checkout's last commit. The run does not
-# need this script: started again, it follows. Preempted (75, or the slice is gone) the run starts
-# again always, after faults three times, after bad input (2) or where it diverged (3) never.
+# What follows `--` goes to `python -m ffn_alloc.main` as it is. A worker's disk goes with it:
+# --workdir must lie in a bucket (gs://…) or on a shared file system, which --setup mounts. The
+# workers find each other, and get this checkout's last commit. The run does not need this script:
+# started again, with the same arguments, it follows. Preempted (75, or the slice is gone) the run
+# starts again always, after faults three times, after bad input (2) or divergence (3) never.
 #
 #   --name=NAME --zone=ZONE           of the queued resource and its node
 #   --type=TYPE --runtime=VERSION     as `gcloud compute tpus queued-resources create` wants them
@@ -20,10 +20,9 @@
 #   --delete                          delete the slice at the end, whatever the end; else it asks
 #   --dry-run, --help                 print every command and run none; print this text
 set -euo pipefail
-readonly MAX_FAULTS=3 MAX_LOST=60 PREEMPTED=75 BAD_INPUT=2 DIVERGED=3 FAULT=99 NO_RUN=98
+readonly MAX_FAULTS=3 MAX_LOST=60 PREEMPTED=75 BAD_INPUT=2 DIVERGED=3 FAULT=99 NO_RUN=98 OTHER=97
 readonly WORKER='bash ffn_alloc/launch/tpu_worker.sh'
-say() { echo "tpu_pod.sh: $1" >&2; }
-fail() { say "$1" && exit "$BAD_INPUT"; }
+say() { echo "tpu_pod.sh: $1" >&2; }; fail() { say "$1" && exit "$BAD_INPUT"; }
 name='' zone='' type='' runtime='' spot='' setup=true cache='' delete='' dry_run='' faults=0 lost=0
 while [ $# -gt 0 ]; do
   case $1 in
@@ -37,7 +36,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 for option in name zone type runtime; do [ -n "${!option}" ] || fail "--$option is missing"; done
-[[ $* == *--config=* && $* == *--workdir=/* ]] || fail "--config=… or --workdir=/… is missing"
+[[ $* == *--config=* && $* =~ --workdir=(/|gs://) ]] || fail "no --config=… or no --workdir=/…: $*"
 slice=(--node-id="$name" --accelerator-type="$type" --runtime-version="$runtime")
 
 run() { if [ -z "$dry_run" ]; then "$@"; else printf '%q ' "$@" && echo; fi; }
@@ -53,7 +52,7 @@ begin() {
     on all "$clone && git checkout -q --detach FETCH_HEAD" && on all "$WORKER install" &&
     on all "$setup" && on all "$cache$WORKER start$(printf ' %q' "$@")"
 }
-follow() { on 0 "if [ -e run.pid ]; then exec $WORKER follow; fi; exit $NO_RUN"; }
+follow() { on 0 "[ -e run.pid ] || exit $NO_RUN; exec $WORKER follow$(printf ' %q' "$@")"; }
 look() { # at the state of a `queued-resources` or `tpu-vm`; NONE if it does not exist
   local answer
   if answer=$(tpus "$1" describe "$name" --format="value($2)" 2>&1); then echo "${answer##*$'\n'}"
@@ -76,14 +75,15 @@ fault() {
   [ $((faults += 1)) -le "$MAX_FAULTS" ] || finish 1
 }
 
-if [ -n "$dry_run" ]; then create; begin "$@"; follow; remove; exit; fi
+if [ -n "$dry_run" ]; then create; begin "$@"; follow "$@"; remove; exit; fi
 while now=$(state); do
   [ "$now" = "${before:-}" ] || say "$name: $now"
   case $now in
     ACTIVE/READY)
-      code=0 && follow || code=$?
+      code=0 && follow "$@" || code=$?
       case $code in
         0 | "$BAD_INPUT" | "$DIVERGED") finish "$code" ;;
+        "$OTHER") fail "$name trains with other arguments; give them, another --name, or delete it" ;;
         "$NO_RUN") begin "$@" || fault ;;
         "$PREEMPTED") ;; # is the slice still there?
         "$FAULT") fault ;;

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import ffn_alloc.sweep as sweep_module
+from ffn_alloc.errors import BadInput
 from tests.sweeping.made import runs_in, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,10 +135,15 @@ def test_stopped_and_started_again(tmp_path, environment):
 
 
 def test_slurm_gets_what_is_not_in_its_queue(tmp_path, environment):
+    """One of its runs waits there at first, and another sweep's runs of the same names do all the
+    time."""
     programs = tmp_path / "bin"
+    own = runs_in(tmp_path / "grid", positions=("middle",))[-1].job_name
+    others = " ".join(run.job_name for run in runs_in(tmp_path, positions=("first", "middle")))
+    assert own.startswith("middle70_285m_s0-") and own not in others
     (programs / "squeue").write_text(
-        '#!/usr/bin/env bash\n[ -e "$CALLS.asked" ] || echo middle70_285m_s0\n'
-        'echo >> "$CALLS.asked"\n'
+        f'#!/usr/bin/env bash\n[ -e "$CALLS.asked" ] || echo {own}\n'
+        f'echo {others}\necho >> "$CALLS.asked"\n'
     )
     (programs / "sbatch").write_text(
         '#!/usr/bin/env bash\necho "sbatch $*" >> "$CALLS"\n'
@@ -149,7 +156,21 @@ def test_slurm_gets_what_is_not_in_its_queue(tmp_path, environment):
     submitted = [call for call in calls(environment) if call.startswith("sbatch")]
     assert len(submitted) == 3
     assert all("--wait" in call and "--gpus=8 --time=1:00:00" in call for call in submitted)
-    assert "--job-name=baseline_285m_s0" in submitted[0]
+    assert "--job-name=baseline_285m_s0-" in submitted[0]
+    assert f"--job-name={own} " in submitted[-1]
+
+
+def test_a_topology_that_cannot_be_predicted_is_refused_before_anything_starts(
+    tmp_path, monkeypatch, capsys
+):
+    def refuse(config: object) -> float:
+        raise BadInput("--topology", "h100:8", "does not fit", "Ask plan --tune")
+
+    monkeypatch.setattr(sweep_module, "_predictor", lambda _: refuse)
+    monkeypatch.setattr(sweep_module.jobs.Jobs, "work", lambda _: pytest.fail("it has begun"))
+    flags = [f"--dir={tmp_path}", "--sizes=285m", "--submit=local", "--topology=h100:8"]
+    with pytest.raises(BadInput, match="does not fit"):
+        sweep_module.sweep(sweep_module._PARSER.parse_args(flags))
 
 
 def test_another_run_of_the_name_is_refused_before_anything_starts(tmp_path, environment):

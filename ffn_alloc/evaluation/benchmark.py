@@ -71,7 +71,7 @@ class Benchmark:
             num_fewshot=int(self._task.config.num_fewshot),
             task_version=str(self._task.VERSION),
             harness_version=tasks.version(),
-            data_sha256=loaded.data_sha256,
+            data_sha256=_digest(loaded),
         )
 
     def score(self, params: Any) -> dict[str, ItemScores]:
@@ -135,6 +135,15 @@ class Benchmark:
         if not math.isclose(items.value, theirs, rel_tol=1e-9):
             raise RuntimeError(f"{self.name}: {metric} is {theirs} to the harness: {items.value}")
         return items
+
+
+def _digest(loaded: HarnessTask) -> str:
+    """Of the rows; with examples before the questions, of the prompts too."""
+    task = loaded.task
+    if not task.config.num_fewshot:
+        return loaded.data_sha256
+    prompts = ({"prompt": request.args[0]} for request in task.instances)
+    return task_data.digest([{"rows": loaded.data_sha256}, *prompts])
 
 
 def _kinds(task: Any) -> dict[str, _Kind]:

@@ -71,7 +71,7 @@ class Origin:
     num_fewshot: int
     task_version: str
     harness_version: str
-    data_sha256: str  # of the rows of the split that is scored
+    data_sha256: str  # of the rows that are scored, and of the prompts where they have examples
 
 
 def path_of(workdir: AnyPath, step: int, task: str, limit: int) -> AnyPath:

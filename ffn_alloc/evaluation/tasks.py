@@ -30,7 +30,7 @@ class HarnessTask:
 
     task: Any
     source: str  # of the rows
-    data_sha256: str
+    data_sha256: str  # of the rows that are scored
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ def _load_local(manager: Any, name: str, directory: str) -> HarnessTask:
     changes: dict[str, Any] = {"custom_dataset": rows, "fewshot_split": fewshot}
     for key in ("training_split", "validation_split", "test_split"):
         changes[key] = config.get(key) if config.get(key) in splits else None
-    if not fewshot:
+    if not config.get("num_fewshot"):
         changes["fewshot_config"] = {"samples": []}
     try:
         # Only inside a group does the harness let a task of its own be changed.
@@ -141,7 +141,8 @@ def _load_local(manager: Any, name: str, directory: str) -> HarnessTask:
 
 
 def _fewshot_split(config: dict[str, Any]) -> str | None:
-    """Where the examples before a question come from; None for a task that shows none."""
+    """Where the examples before a question come from; None for a task that shows none, or has
+    them written in it."""
     fewshot = config.get("fewshot_config") or {}
     if not config.get("num_fewshot") or fewshot.get("samples") is not None:
         return None

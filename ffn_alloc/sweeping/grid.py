@@ -1,6 +1,7 @@
 """The runs of a sweep: base configs times allocations times seeds, without duplicates."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,9 +24,14 @@ class Run:
     config: Config
 
     @property
+    def job_name(self) -> str:
+        """The name, and what tells it from the run of this name in another sweep's directory."""
+        return f"{self.name}-{hashlib.sha256(str(self.workdir.parent).encode()).hexdigest()[:6]}"
+
+    @property
     def dns_name(self) -> str:
-        """As Google Cloud and Kubernetes take it."""
-        return "".join(c if c.isalnum() else "-" for c in self.name.lower()).strip("-")
+        """`job_name` as Google Cloud and Kubernetes take it."""
+        return "".join(c if c.isalnum() else "-" for c in self.job_name.lower()).strip("-")
 
     @property
     def command_arguments(self) -> list[str]:

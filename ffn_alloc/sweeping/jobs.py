@@ -152,5 +152,5 @@ class Jobs:
 
 def _is_busy(run: Run, queued: set[str]) -> bool:
     """Whether someone trains or evaluates it, or is about to."""
-    names = {run.name, launchers.evaluation_name(run)}
+    names = {run.job_name, launchers.evaluation_name(run)}
     return bool(names & queued) or is_started(run) or state_of(run).kind == RUNNING

@@ -43,7 +43,7 @@ def words(flag: str, text: str) -> list[str]:
 
 def evaluation_name(run: Run) -> str:
     """Of its job; that of a training is the run's."""
-    return f"{run.name}-eval"
+    return f"{run.job_name}-eval"
 
 
 def in_queue(launcher: str) -> set[str]:
@@ -72,12 +72,12 @@ def _local(run: Run, options: list[str]) -> list[str]:
 
 def _slurm(run: Run, options: list[str]) -> list[str]:
     script = str(_LAUNCH / "slurm.sbatch")
-    return [*_sbatch(run.name, run, options), script, *run.command_arguments]
+    return [*_sbatch(run.job_name, run, options), script, *run.command_arguments]
 
 
 def _sbatch(name: str, run: Run, options: Sequence[str]) -> list[str]:
-    log = log_of(run)
-    return ["sbatch", "--wait", f"--job-name={name}", f"--output={log}", *options]
+    log = ["--open-mode=append", f"--output={log_of(run)}"]
+    return ["sbatch", "--wait", f"--job-name={name}", *log, *options]
 
 
 def _tpu(run: Run, options: list[str]) -> list[str]:

@@ -214,6 +214,19 @@ def test_what_is_generated_is_scored_by_each_filter(tmp_path):
     assert benchmark.origin.num_fewshot == 5
 
 
+def test_other_examples_are_other_data(tmp_path):
+    rows = [{"question": f"How many, {n}?", "answer": f"So #### {n}"} for n in (42, 7)]
+    benchmark_files.write(tmp_path, "gsm8k", rows, "test")
+
+    def digest(last: str) -> str:
+        shown = [*rows * 3, {"question": "How many, 1?", "answer": last}]
+        benchmark_files.write(tmp_path, "gsm8k", shown, "train")
+        (task,) = tasks.load(["gsm8k"], str(tmp_path))
+        return Benchmark(task, HashModel(), 0).origin.data_sha256
+
+    assert digest("So #### 1") == digest("So #### 1") != digest("One, so #### 1")
+
+
 def test_a_task_whose_metrics_are_no_sums_is_refused(tmp_path):
     row = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 1, "idx": 0}
     benchmark_files.write(tmp_path, "mrpc", [row, row], "validation")

@@ -82,6 +82,16 @@ def test_a_task_that_shows_examples_takes_them_from_its_own_split(tmp_path):
     assert request.args[0].count("What is") == task.task.config.num_fewshot == 5
 
 
+def test_a_task_that_holds_its_examples_keeps_them(tmp_path):
+    """gsm8k_cot: eight, written in the task."""
+    question = {"question": "How many?", "answer": "Two. #### 2"}
+    benchmark_files.write(tmp_path, "gsm8k_cot", [question] * 3, "test")
+    (task,) = tasks.load(["gsm8k_cot"], str(tmp_path))
+    task.task.build_all_requests(limit=1)
+    (request,) = task.task.instances
+    assert request.args[0].count("Q: ") == 8 + 1 and request.args[0].count("The answer is ") == 8
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A hub with the rows of `benchmark_files`, in all splits, by the paths that tasks ask for."""

@@ -170,6 +170,12 @@ def test_bad_input_is_named_before_anything_is_created(
     assert run.returncode == 2 and named in run.stderr and gke.calls() == []
 
 
+def test_a_workdir_may_lie_in_a_bucket(gke: Fakes):
+    bucket = ["--", ARGUMENTS[0], "--workdir=gs://b/runs/x"]
+    printed = gke.run(GKE, "--dry-run", *OPTIONS, *SLICE, *bucket)
+    assert printed.returncode == 0 and "gs://b/runs/x" in printed.stdout
+
+
 def test_kubectl_s_own_message_and_code_are_kept(gke: Fakes):
     gke.add("kubectl", "echo 'error: You must be logged in to the server' >&2; exit 1")
     run = gke.run(GKE, *ALL)

@@ -123,7 +123,7 @@ def test_creates_waits_installs_runs_follows_and_deletes(cloud: Cloud):
     assert {*expected, "--runtime-version=v2-alpha-tpuv5-lite", "--zone=us-west4-a"} <= set(create)
     assert cloud.calls("sudo") == [["sudo", "mount", "a b", "/mnt"]] * 2  # on both workers
     installs = [call for call in cloud.calls("uv") if call[1] == "pip"]
-    assert len(installs) == 2 and {"./ffn_alloc", "jax[tpu]"} <= set(installs[0])
+    assert len(installs) == 2 and "./ffn_alloc[tpu,mistral,gcs]" in installs[0]
     assert not cloud.exists() and not cloud.calls("too early")
 
 
@@ -185,6 +185,30 @@ def test_ended_and_started_again_it_follows_the_run_that_goes_on(cloud: Cloud):
     assert cloud.calls("train") == [TRAIN] and len(cloud.gcloud("create")) == 1
 
 
+@pytest.mark.parametrize("delete", [[], ["--delete"]])
+def test_a_slice_that_trains_something_else_is_left_alone(cloud: Cloud, delete: list[str]):
+    wait = 'echo step 1; until [ -e "$FAKES/enough" ]; do /bin/sleep 0.05; done'
+    cloud.train(wait, "exit 0")
+    other = [*OPTIONS, "--", ARGUMENTS[0], "--workdir=/mnt/b"]
+    with cloud.start(cloud.script, *ALL) as process:
+        wait_for(cloud.folder / "cloud" / "home0" / "run.log")
+        run = cloud.run(cloud.script, *delete, *other)
+        assert run.returncode == 2 and "--name" in run.stderr and "/mnt/a" in run.stdout
+        assert cloud.exists() and cloud.calls("train") == [TRAIN]
+        process.send_signal(signal.SIGKILL)
+    (cloud.folder / "enough").touch()
+    wait_for(cloud.folder / "cloud" / "home0" / "run.exit")
+    again = cloud.run(cloud.script, *other)  # what nobody followed has ended
+    assert again.returncode == 0, again.stderr
+    assert cloud.calls("train")[1:] == [[*TRAIN[:5], *other[-2:]]]
+
+
+def test_a_workdir_may_lie_in_a_bucket(cloud: Cloud):
+    bucket = [*OPTIONS, "--", ARGUMENTS[0], "--workdir=gs://b/runs/x"]
+    printed = cloud.run(cloud.script, "--dry-run", *bucket)
+    assert printed.returncode == 0 and "--workdir=gs://b/runs/x" in printed.stdout
+
+
 def test_a_request_that_fails_is_deleted_and_made_again_three_times(cloud: Cloud):
     cloud.plan("FAILED")
     run = cloud.run(cloud.script, *ALL)
@@ -217,6 +241,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud: Cloud):
         ([*OPTIONS, *ARGUMENTS], "unknown option --config=configs/x.py"),
         ([*OPTIONS, "--", ARGUMENTS[0]], "--workdir=/"),
         ([*OPTIONS, "--", ARGUMENTS[0], "--workdir=runs/x"], "--workdir=/"),
+        ([*OPTIONS, "--", ARGUMENTS[0], "--workdir=runs/x"], "--workdir=runs/x"),
         ([*OPTIONS, "--", ARGUMENTS[1]], "--config="),
     ],
 )

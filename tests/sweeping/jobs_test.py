@@ -183,7 +183,7 @@ def test_a_run_that_another_sweep_scores_is_left_alone(run, started, at_each_pol
 
 def test_a_queued_evaluation_is_not_submitted_again(run, started, at_each_poll, monkeypatch):
     trained(run, 5)
-    queue = {f"{NAME}-eval"}
+    queue = {f"{run.job_name}-eval"}
     monkeypatch.setattr(launchers, "in_queue", lambda _: set(queue))
 
     def end() -> None:

@@ -1,5 +1,6 @@
 """The commands of a sweep, given to the real scripts in launch/ for a dry run, or to fakes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -51,6 +52,26 @@ def test_the_gke_script_takes_it_and_the_end_is_waited_for(run, tmp_path, state,
     assert "jsonpath={.status.terminalState}" in calls.read_text()
     assert "middle70-285m-s0" in (tmp_path / "manifest").read_text()
     assert "/runs/middle70_285m_s0" in (tmp_path / "manifest").read_text()
+
+
+@pytest.mark.parametrize(("launcher", "options"), [("slurm", []), ("tpu", TPU), ("gke", GKE)])
+def test_the_same_run_of_another_directory_is_another_job(run, launcher, options):
+    other = dataclasses.replace(run, workdir=Path("/other") / run.name)
+    again = dataclasses.replace(run)
+    named = [
+        [word for word in launchers.training(launcher, one, options) if "name=" in word]
+        for one in (run, other, again)
+    ]
+    assert named[0] == named[2] != named[1]
+
+
+def test_slurm_appends_to_the_log_of_the_training_and_the_scoring(run):
+    for command in (
+        launchers.training("slurm", run, ["--gpus=1"]),
+        launchers.evaluation("slurm", run, ["--gpus=1"], ""),
+    ):
+        assert "--open-mode=append" in command
+        assert "--output=/runs/logs/middle70_285m_s0.log" in command
 
 
 @pytest.mark.parametrize("launcher", launchers.LAUNCHERS)
