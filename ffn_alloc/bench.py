@@ -22,6 +22,7 @@ from ffn_alloc.config import Config
 from ffn_alloc.data import pipeline
 from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.data.storage import cache_root
+from ffn_alloc.paths import expanded
 from ffn_alloc.planning import speed
 from ffn_alloc.training import calibration, host, processes
 from ffn_alloc.training.measuring import measure
@@ -51,7 +52,7 @@ def bench(config: Config) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    trace = Path(_PROFILE.value).expanduser() if _PROFILE.value else None
+    trace = expanded("--profile", _PROFILE.value) if _PROFILE.value else None
     if rates:
         timings = calibration.calibrate(config, mesh)
         if processes.is_first():

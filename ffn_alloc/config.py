@@ -168,7 +168,8 @@ def identity(config: Config) -> dict[str, Any]:
     model["ffn_dims"] = list(config.model.ffn_dims)
     data = {
         "sequence_length": config.data.sequence_length,
-        "mask_documents": config.data.mask_documents,
+        # True in runs of versions that masked from behind each EOS.
+        "mask_documents": config.data.mask_documents and "from each EOS",
     }
     train = {
         "global_batch_size": config.train.global_batch_size,

@@ -43,7 +43,16 @@ def local_path(field: str, name: str | os.PathLike[str]) -> Path:
     if "://" in os.fspath(name):
         remedy = "Give a directory, and copy it with `gcloud storage cp -r`"
         raise BadInput(field, os.fspath(name), "is no directory of this machine", remedy)
-    return Path(name).expanduser().absolute()
+    return expanded(field, name).absolute()
+
+
+def expanded(field: str, name: str | os.PathLike[str]) -> Path:
+    """With the home directory for ~; BadInput for that of nobody."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        problem = "begins with the home of a user who is not known here"
+        raise BadInput(field, os.fspath(name), problem, "Write the directory itself") from error
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

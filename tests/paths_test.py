@@ -18,6 +18,12 @@ def test_a_local_name_is_an_absolute_pathlib_path(tmp_path, monkeypatch):
     assert isinstance(paths.as_path("--workdir", "run"), Path)
 
 
+def test_the_home_of_nobody_is_named():
+    with pytest.raises(BadInput, match="home of a user") as error:
+        paths.as_path("--workdir", "~nobody-here/run")
+    assert error.value.value == "~nobody-here/run"
+
+
 @pytest.mark.parametrize("name", ["s3://bucket/run", "https://host/run", "gs://", "gs:///", "x://"])
 def test_other_addresses_are_refused(name):
     with pytest.raises(BadInput, match="gs://BUCKET/DIR") as error:

@@ -144,6 +144,19 @@ def test_what_one_process_cannot_use_ends_all(tmp_path: Path):
         assert "is no record of a run" in log.read_text()
 
 
+@pytest.mark.usefixtures("killed")  # as above
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_process_that_has_joined_stops_too(tmp_path: Path, number: signal.Signals):
+    """As on a TPU of one host: jax's runtime hears the signal, though there is nobody else."""
+    address = [f"--coordinator={free_address()}", "--num_processes=1", "--process_id=0"]
+    one = Processes(tmp_path / "run", 1, "--config.train.steps=4000", *address)
+    one.wait_for("step 3/")
+    one.running[0].send_signal(number)
+    assert one.wait() == [75], one.output()
+    stopped = int(one.logs[0].read_text().split("stopped: step ")[1].split()[0])
+    assert meta(tmp_path / "run", stopped)["meta"]["step"] == stopped
+
+
 UNREADABLE = """
 from ffn_alloc import main
 from ffn_alloc.errors import BadInput

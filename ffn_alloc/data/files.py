@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import expanded
 
 KINDS = ("jsonl", "parquet", "text")
 _FIELD = "text"  # of a JSON object, and the column of a parquet file
@@ -37,6 +38,13 @@ class FilePiece:
         return self.kind, Path(self.path).name, str(self.start), str(self.stop), self.version
 
     def documents(self) -> Iterator[bytes]:
+        try:
+            yield from self._documents()
+        except PermissionError as error:
+            problem, remedy = "may not be read by this user", "Change its permissions"
+            raise BadInput("data.source", self.path, problem, remedy) from error
+
+    def _documents(self) -> Iterator[bytes]:
         if self.kind == "text":
             yield _text_of(self.path)
         elif self.kind == "parquet":
@@ -49,8 +57,8 @@ class FilePiece:
 def find(field: str, source: str) -> list[Path]:
     """The files that `source` (KIND:GLOB) names, in sorted order; BadInput if there are none."""
     pattern = source.partition(":")[2]
-    expanded = str(Path(pattern).expanduser())
-    paths = [Path(path) for path in sorted(glob.glob(expanded, recursive=True))]
+    pattern_here = str(expanded(field, pattern))
+    paths = [Path(path) for path in sorted(glob.glob(pattern_here, recursive=True))]
     for path in paths:
         if path.is_symlink() and not path.exists():
             problem, remedy = f"{path} is a link to nothing", "Mount or fetch what it points to"

@@ -7,7 +7,7 @@ of it. So there is no state to save, and any number of processes can go on from 
 Shapes: B rows of this process, T sequence_length. A batch is a dict of
     inputs, targets     [B, T] int32, targets being the tokens that follow the inputs
     loss_weights        [B, T] float32, 0 in rows that only fill up a validation batch
-    segment_ids         [B, T] int32 from 1, the next after each EOS  (with mask_documents)
+    segment_ids         [B, T] int32 from 1, the next at each EOS     (with mask_documents)
     positions           [B, T] int32, 0 where a segment begins        (with mask_documents)
     target_bytes        [B, T] float32, UTF-8 bytes of text in the targets  (validation)
 """
@@ -115,8 +115,10 @@ def _batch(tokens_BT: np.ndarray, eos_id: int, mask_documents: bool) -> Batch:
 
 
 def _documents(inputs_BT: np.ndarray, eos_id: int) -> Batch:
-    starts_BT = np.zeros(inputs_BT.shape, bool)
-    starts_BT[:, 1:] = inputs_BT[:, :-1] == eos_id
+    """The EOS that ends a document as a target begins the next one as an input: its first token is
+    predicted from EOS alone, as evaluation asks for it."""
+    starts_BT = inputs_BT == eos_id
+    starts_BT[:, 0] = False
     steps_T = np.arange(inputs_BT.shape[1], dtype=np.int32)
     first_BT = np.maximum.accumulate(np.where(starts_BT, steps_T, 0), axis=1)
     return {

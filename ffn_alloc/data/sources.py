@@ -18,13 +18,14 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from ffn_alloc.config import DataConfig
 from ffn_alloc.data import files, tfds_source
 from ffn_alloc.data.python_docs import corpus
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import expanded
 
 _KNOWN = "Give python_docs, tfds:NAME, jsonl:GLOB, parquet:GLOB or text:GLOB"
 _ONE_VALIDATION_DOCUMENT_IN = 100
@@ -127,13 +128,22 @@ def content_key(data: DataConfig) -> list[str]:
         elif source == "python_docs":
             key.append(corpus.digest())
         else:
-            key.append(str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else "")
+            key += _tfds_key(source, data.data_dir)
     return key
 
 
 def of_files(data: DataConfig) -> list[tuple[str, str]]:
     """(field, source) of those that are local files."""
     return [(field, source) for field, source in _named(data) if _is_files(source)]
+
+
+def _tfds_key(source: str, data_dir: str) -> list[str]:
+    """Where TFDS looks, and what is there of the data set, told without importing it."""
+    given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = expanded("data.data_dir", given).resolve()
+    folder = root / source.removeprefix("tfds:").replace(":", "/")
+    infos = sorted(folder.rglob("dataset_info.json"))
+    return [str(root), *(f"{info.relative_to(root)} {files.version(info)}" for info in infos)]
 
 
 def _check_apart(data: DataConfig) -> None:

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ffn_alloc.data import storage
 from ffn_alloc.data.python_docs import corpus, store
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import expanded
 
 # tensorflow_datasets is imported late: it takes a second, and prepared rows do not need it.
 
@@ -70,7 +70,7 @@ def find(field: str, source: str, data_dir: str) -> Reader:
     import tensorflow_datasets as tfds
 
     name = source.removeprefix("tfds:")
-    where = str(Path(data_dir).expanduser()) if data_dir else None
+    where = str(expanded("data.data_dir", data_dir)) if data_dir else None
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=where)
     except ValueError as error:  # of which TFDS's DatasetNotFoundError is one
@@ -88,7 +88,7 @@ def python_docs(data_dir: str) -> Reader:
     """The embedded corpus, built on first use below `data_dir` ("": the cache folder)."""
     import tensorflow_datasets as tfds
 
-    root = Path(data_dir).expanduser() if data_dir else storage.cache_root()
+    root = expanded("data.data_dir", data_dir) if data_dir else storage.cache_root()
     builder = tfds.builder_from_directory(store.ensure_built(root))
     reader = _reader("data.source", "python_docs", builder)
     return dataclasses.replace(reader, version=f"python_docs/{corpus.digest()}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import expanded
 
 _KINDS = "bytes, sentencepiece:PATH, huggingface:PATH or mistral-v1"
 
@@ -53,7 +54,7 @@ def load(spec: str) -> Tokenizer:
     if spec == "mistral-v1":
         return _sentencepiece(spec, mistral_path())
     if kind in ("sentencepiece", "huggingface") and where:
-        path = Path(where).expanduser()
+        path = expanded("data.tokenizer", where)
         if not path.is_file():
             raise BadInput("data.tokenizer", spec, f"there is no file {path}", "Correct the path")
         return _sentencepiece(spec, path) if kind == "sentencepiece" else _huggingface(spec, path)

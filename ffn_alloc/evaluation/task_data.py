@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import expanded
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _LAYOUT = "Put the rows of the hub there, as DIR/TASK/SPLIT.jsonl or .jsonl.gz"
@@ -37,7 +38,7 @@ def bad_row(where: str, column: str, problem: str) -> BadInput:
 
 def read_split(task_data: str, task: str, split: str) -> Split:
     """BadInput unless the file is there, once, and holds rows that all have the same columns."""
-    folder = Path(task_data).expanduser() / task
+    folder = expanded("task_data", task_data) / task
     if not folder.is_dir():
         problem = f"has no folder {task}"
         raise BadInput("task_data", str(task_data), problem, _LAYOUT)

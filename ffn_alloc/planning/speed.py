@@ -9,6 +9,7 @@ from ffn_alloc import accounting
 from ffn_alloc.chips import chip_of
 from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import expanded
 from ffn_alloc.planning import collectives, counting, hlo, roofline
 from ffn_alloc.planning.topology import Topology
 from ffn_alloc.training.timing import Measurement
@@ -54,7 +55,7 @@ def file_for_rates(name: str | None, device_kind: str) -> Path | None:
     """Of `bench --calibrate`; BadInput where it can bring nothing or not be written."""
     if name is None:
         return None
-    path = Path(name).expanduser()
+    path = expanded("--calibrate", name)
     if chip_of(device_kind) is None:
         problem = f"there is no prediction to calibrate for a device of kind {device_kind}"
         raise BadInput("--calibrate", str(path), problem, "Leave it out")

@@ -17,6 +17,7 @@ from ffn_alloc.accounting import count_bytes
 from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
+from ffn_alloc.training import processes
 
 # Of the memory; above it, what is kept may be what is missing elsewhere: a process that saved and
 # restored came to 3.7 times its state, one that trained on short rows to 3.2.
@@ -51,7 +52,7 @@ class StopRequest:
     save, the process exits at once. Both with the code for preemption. A second Ctrl-C is python's.
 
     Of several processes it may reach any: jax's runtime, which takes the signal over when they
-    join, makes them agree on a step."""
+    join, or when one joins a job of its own, makes them agree on a step."""
 
     def __init__(self) -> None:
         self._requested = False
@@ -64,7 +65,7 @@ class StopRequest:
 
     def at(self, step: int) -> bool:
         """Whether to stop at this step, the same in every process. Asked once for every step."""
-        if jax.process_count() > 1:
+        if processes.joined():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._requested
 

@@ -7,12 +7,14 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # its state has no public name
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -47,6 +49,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         raise BadInput(missing[0], None, "missing", f"Give {', '.join(given)}, or none of them")
     elif not 0 <= process_id < num_processes:  # type: ignore[operator]
         raise BadInput("--process_id", process_id, "out of range", f"0 to {num_processes} - 1")
+    elif not re.fullmatch(r".+:\d+", coordinator):  # type: ignore[arg-type]
+        remedy = "Give the address of process 0, and a port that is free there"
+        raise BadInput("--coordinator", coordinator, "is not HOST:PORT", remedy)
     jax.distributed.initialize(
         coordinator,
         num_processes,
@@ -56,6 +61,11 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
         shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
     )
+
+
+def joined() -> bool:
+    """Whether jax's runtime runs for several processes, or for one as if it were several."""
+    return distributed.global_state.client is not None
 
 
 def is_first() -> bool:

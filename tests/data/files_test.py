@@ -109,6 +109,23 @@ def test_a_link_to_nothing_is_not_left_out(tmp_path: Path):
         _read(f"text:{tmp_path}/*.txt")
 
 
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch):
+    """By hand: the tests may run as root, who may read everything."""
+    for name in ("a.txt", "a.jsonl", "b.jsonl.gz"):
+        (tmp_path / name).write_text('{"text": "one"}')
+
+    def refuse(path: object, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(files.gzip, "open", refuse)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    for source in ("text:{}/a.txt", "jsonl:{}/a.jsonl", "jsonl:{}/b.jsonl.gz"):
+        with pytest.raises(BadInput, match="may not be read") as error:
+            _read(source.format(tmp_path))
+        assert error.value.value == source.format(tmp_path).partition(":")[2]
+
+
 def test_parquet_columns_are_checked(tmp_path: Path):
     parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(BadInput, match="no column 'text'"):

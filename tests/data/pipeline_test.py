@@ -130,12 +130,12 @@ def _slow_documents(inputs: np.ndarray) -> tuple[list, list]:
     segments, positions = [], []
     for row in inputs.tolist():
         segment, position, row_segments, row_positions = 1, 0, [], []
-        for token in row:
+        for index, token in enumerate(row):
+            if token == 256 and index:
+                segment, position = segment + 1, 0
             row_segments.append(segment)
             row_positions.append(position)
             position += 1
-            if token == 256:
-                segment, position = segment + 1, 0
         segments.append(row_segments)
         positions.append(row_positions)
     return segments, positions
@@ -151,6 +151,15 @@ def test_segments_and_positions_against_a_slow_reference(prepared):
         assert batch["positions"].tolist() == positions
         assert batch["segment_ids"].dtype == batch["positions"].dtype == np.int32
     assert max(max(row) for row in segments) > 3
+
+
+def test_a_document_begins_at_the_eos_before_it():
+    row = np.array([[7, 8, 256, 1, 2, 256, 256, 3, 9]], np.int32)
+    found = pipeline._batch(row, 256, mask_documents=True)
+    assert found["segment_ids"].tolist() == [[1, 1, 2, 2, 2, 3, 4, 4]]
+    assert found["positions"].tolist() == [[0, 1, 0, 1, 2, 0, 0, 1]]
+    first = pipeline._batch(row[:, 2:], 256, mask_documents=True)
+    assert first["segment_ids"].tolist() == [[1, 1, 1, 2, 3, 3]]
 
 
 def _validation(made, **changes):

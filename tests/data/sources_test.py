@@ -133,9 +133,35 @@ def test_the_content_key_follows_the_files(jsonl):
     assert sources.content_key(dataclasses.replace(data, max_documents=3)) != key
 
 
+def test_the_content_key_follows_where_tfds_looks_and_what_is_there(tmp_path: Path, monkeypatch):
+    def build(root: str, size: int) -> None:
+        folder = tmp_path / root / "notes" / "1.0.0"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dataset_info.json").write_text(" " * size)
+
+    def key(root: str, source: str) -> list[str]:
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / root))
+        return sources.content_key(_data(source))
+
+    build("a", 1)
+    build("b", 1)
+    for source in ("tfds:notes", "tfds:notes:1.0.0"):
+        first = key("a", source)
+        assert first == key("a", source) != key("b", source)
+        given = sources.content_key(_data(source, data_dir=str(tmp_path / "a")))
+        assert given == first
+        build("a", 2)
+        assert key("a", source) != first
+        build("a", 1)
+    (tmp_path / "a" / "notes" / "1.0.0").rename(tmp_path / "a" / "notes" / "1.1.0")
+    assert any("notes/1.1.0/" in part for part in key("a", "tfds:notes"))
+    assert sources.content_key(_data("tfds:elsewhere"))  # prepared rows may be all that is here
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
+        ({"source": "text:~nobody-here/*.txt"}, "data.source", "home of a user"),
         ({"source": "c4"}, "data.source", "unknown source"),
         ({"source": "jsonl"}, "data.source", "unknown source"),
         ({"source": "tfds:"}, "data.source", "unknown source"),

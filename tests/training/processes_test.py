@@ -79,6 +79,8 @@ def test_explicit_flags(joined):
         (("host:1", 2, 2), "--process_id"),
         (("host:1", 2, -1), "--process_id"),
         (("host:1", 0, 0), "--process_id"),
+        (("host", 2, 0), "--coordinator"),
+        (("host:port", 2, 0), "--coordinator"),
     ],
 )
 def test_flags_that_do_not_fit(joined, flags, field):

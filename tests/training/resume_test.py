@@ -43,7 +43,7 @@ REFUSED = [
     ({"train.global_batch_size": 8}, ["train.global_batch_size: 4 -> 8"]),
     ({"train.z_loss": 0.5}, ["train.z_loss: 0.0 -> 0.5"]),
     ({"data.sequence_length": 3}, ["data.sequence_length: 6 -> 3"]),
-    ({"data.mask_documents": True}, ["data.mask_documents: False -> True"]),
+    ({"data.mask_documents": True}, ["data.mask_documents: False -> from each EOS"]),
     ({"optimizer.name": "muon"}, ["optimizer.name: adamw -> muon"]),
     ({"optimizer.beta2": 0.99}, ["optimizer.beta2: 0.95 -> 0.99"]),
     ({"optimizer.schedule": "wsd"}, ["optimizer.schedule: cosine -> wsd"]),
@@ -65,6 +65,18 @@ def started(tmp_path):
 @pytest.mark.parametrize("overrides", ACCEPTED, ids=str)
 def test_what_may_change(started, overrides):
     resume.check_workdir(started, resume.run_record(micro_config(**overrides), "fingerprint"))
+
+
+def test_documents_that_were_masked_from_behind_each_eos_are_not_gone_on_with(tmp_path):
+    config = micro_config(**{"data.mask_documents": True})
+    record = resume.run_record(config, "fingerprint")
+    workdir.write_config(tmp_path, config, record)
+    resume.check_workdir(tmp_path, record)
+    earlier = {**record, "identity": {**record["identity"], "data.mask_documents": True}}
+    (tmp_path / "earlier").mkdir()
+    workdir.write_config(tmp_path / "earlier", config, earlier)
+    with pytest.raises(BadInput, match="data.mask_documents: True -> from each EOS"):
+        resume.check_workdir(tmp_path / "earlier", record)
 
 
 @pytest.mark.parametrize("overrides, changes", REFUSED, ids=[str(row[0]) for row in REFUSED])
