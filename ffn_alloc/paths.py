@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,12 +82,15 @@ def write_atomically(path: AnyPath, content: str | bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)  # the object appears when all of it has arrived
         return
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # others may write it, too
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def create(path: AnyPath, text: str) -> bool:

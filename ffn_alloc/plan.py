@@ -10,13 +10,13 @@ microbatches and remat policies, and names the fastest that fits.
 import json
 import math
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from ffn_alloc import cli
 from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import expanded
 from ffn_alloc.planning import forecast, forecast_text, ledger, topology, tuning
 
 _JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of the picture.")
@@ -36,7 +36,7 @@ def plan(config: Config) -> None:
         print(json.dumps(ledger.summary(config)) if _JSON.value else ledger.picture(config))
         return
     chips = topology.parse(_TOPOLOGY.value, _SLICES.value)
-    calibration = Path(_CALIBRATE.value) if _CALIBRATE.value else None
+    calibration = expanded("--calibrate", _CALIBRATE.value) if _CALIBRATE.value else None
 
     def try_one(candidate: Config) -> forecast.Forecast:
         return forecast.forecast(candidate, chips, calibration, _PRICE.value)

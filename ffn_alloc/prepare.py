@@ -24,6 +24,7 @@ _BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Pipeline options: --nam
 def prepare(config: Config) -> None:
     """Prepares the config's data and prints where it lies and how much it is."""
     run = _shard_maker(config)
+    preparation.check_folder(config)
     directory = preparation.prepared_dir(config)
     begun, finished = directory.exists(), (directory / manifest.NAME).exists()
     started = time.monotonic()

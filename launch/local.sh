@@ -55,6 +55,7 @@ faults=0
 while run "${command[@]}"; do
   case $code in 0 | "$BAD_INPUT" | "$DIVERGED") exit "$code" ;; esac
   if [ -n "$stopping" ]; then
+    [ "$code" -ne 143 ] || code=$PREEMPTED # python was still starting: nothing to save
     exit "$code"
   elif [ "$code" -eq "$PREEMPTED" ]; then
     echo "local.sh: preempted; going on" >&2

@@ -14,7 +14,7 @@ FLOORS = [
     "errors paths shapes allocation accounting chips config validation __init__",
     "model data training.optimizer training.muon training.sharding training.metrics "
     "training.writers training.timing training.host training.workdir training.lease "
-    "training.processes training.watchdog training.bucket_files training.room "
+    "training.processes training.watchdog training.bucket_files training.room training.event_file "
     "training.checkpoint_meta training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume "
     "training.feeding",
@@ -41,7 +41,7 @@ ONLY = {
     ),
     "orbax": ("training.checkpoint", "training.processes"),
     "optax": ("training.optimizer", "training.muon", "training.step"),
-    "tensorboardX": ("training.writers",),
+    "tensorboardX": ("training.event_file",),
     "lm_eval": ("evaluation",),
     "apache_beam": ("data.beam_runner",),
     "matplotlib": ("reporting",),

@@ -1,6 +1,7 @@
 """Names of directories: local ones, buckets, and what is neither."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def test_a_local_name_is_an_absolute_pathlib_path(tmp_path, monkeypatch):
     assert paths.as_path("--workdir", "runs/[a]") == tmp_path / "runs" / "[a]"
     assert paths.as_path("--workdir", Path("~/run")) == tmp_path / "home" / "run"
     assert isinstance(paths.as_path("--workdir", "run"), Path)
+
+
+def test_several_may_write_the_same_file_at_once(tmp_path):
+    path = tmp_path / "record.json"
+    contents = [str(i) * 10_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: paths.write_atomically(path, contents[i % 8]), range(400)))
+    assert path.read_text() in contents and [*tmp_path.iterdir()] == [path]
 
 
 def test_the_home_of_nobody_is_named():

@@ -83,9 +83,7 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
     the next: finished shards stay. BadInput if the input cannot be used or the folder holds
     something else, of which nothing is touched then, or cannot be written to.
     """
-    if "://" in config.data.prepared_dir:
-        remedy = "Prepare into a folder, then copy that to the bucket; or mount the bucket"
-        raise BadInput(_FIELD, config.data.prepared_dir, "is no folder", remedy)
+    check_folder(config)
     directory, plan = prepared_dir(config), _plan(config)
     num_workers = num_workers or workers.available_cores()
     run = run or functools.partial(_in_processes, num_workers=num_workers)
@@ -95,13 +93,19 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
         _check_usable(directory, plan)  # before even a lock file appears
         with full_disk_explained(directory), storage.locked(directory, _FIELD):
             if not (directory / manifest.NAME).exists():
-                _make(config, directory, plan, units, run)
-                source_files.write(directory, names)
+                _make(config, directory, plan, units, run, names)
     found = manifest.load(directory)
     _check_same(directory, dataclasses.asdict(found), plan)
     source_files.check_none_new(config.data, directory)
     shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
     return found
+
+
+def check_folder(config: Config) -> None:
+    """BadInput where rows shall be made in a bucket."""
+    if "://" in config.data.prepared_dir:
+        remedy = "Prepare into a folder, then copy that to the bucket; or mount the bucket"
+        raise BadInput(_FIELD, config.data.prepared_dir, "is no folder", remedy)
 
 
 def prepared_dir(config: Config) -> Path:
@@ -200,7 +204,12 @@ def _is_empty(directory: Path) -> bool:
 
 
 def _make(
-    config: Config, directory: Path, plan: dict[str, Any], units: sources.Units, run: ShardMaker
+    config: Config,
+    directory: Path,
+    plan: dict[str, Any],
+    units: sources.Units,
+    run: ShardMaker,
+    names: Sequence[str],
 ) -> None:
     """Makes the folder, or goes on with an unfinished one, up to its manifest."""
     _check_usable(directory, plan)
@@ -230,6 +239,7 @@ def _make(
             raise BadInput("data.sequence_length", length, problem, remedy)
     chosen = tokenizer.load(config.data.tokenizer)
     dtype = rows.dtype_of(chosen.vocab_size)
+    source_files.write(directory, names)  # before the manifest, which says that all is there
     manifest.save(Manifest(directory=directory, dtype=dtype, **plan, **splits), chosen.token_bytes)
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ffn_alloc.config import Config
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.errors import BadInput
+from ffn_alloc.evaluation.beginning import beginning
 from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.model.cache import decode, prefill
 from ffn_alloc.model.decoder import unembed
@@ -48,7 +49,9 @@ def complete(
 ) -> list[str]:
     """The text that continues each prompt, up to the first of the strings in `stop` or to the end
     of the document. An empty prompt begins a document. See `generate` for the rest."""
-    ids = [tokenizer.encode(prompt).tolist() or [tokenizer.eos_id] for prompt in prompts]
+    start = beginning(config, tokenizer)
+    encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    ids = [[*start.before, *prompt] if prompt else [start.of_empty] for prompt in encoded]
 
     def text(index: int, new: list[int]) -> str:
         new = new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new

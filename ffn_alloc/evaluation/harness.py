@@ -3,7 +3,7 @@
 What the model sees is what training showed it: the tokens of a text as they are, with nothing
 before them, and EOS where a document begins. So an empty context becomes EOS, and any other is
 encoded without a special token, as the harness' Hugging Face backend does for a tokenizer that
-defines EOS alone.
+defines EOS alone. For an imported model that backend's BOS stands where its own tokenizer puts it.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ffn_alloc.config import Config
 from ffn_alloc.data.tokenizer import Tokenizer, check_fits
 from ffn_alloc.errors import BadInput
+from ffn_alloc.evaluation.beginning import beginning
 from ffn_alloc.evaluation.generation import check_options, complete
 from ffn_alloc.evaluation.scoring import Request, Scorer
 
@@ -53,10 +54,15 @@ class HarnessModel(TemplateLM):
         self.scorer = Scorer(config, mesh, platform, progress)
         self._config, self._mesh, self._platform = config, mesh, platform
         self._text, self._progress = tokenizer, progress
+        self._beginning = beginning(config, tokenizer)
 
     @property
     def eot_token_id(self) -> int:
         return self._text.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._beginning.of_empty
 
     @property
     def max_length(self) -> int:
@@ -70,8 +76,9 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """The ids of a text. No special token is added, whatever is asked: see above."""
-        return self._text.encode(string).tolist()
+        """The ids of a text; of special tokens at most what an imported model's begin with."""
+        before = () if add_special_tokens is False else self._beginning.before
+        return [*before, *self._text.encode(string).tolist()]
 
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
@@ -79,12 +86,12 @@ class HarnessModel(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm or not self._progress)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, each token behind EOS or what is before it in its window
-        of max_length tokens."""
+        """Log-likelihood of whole texts, each token behind EOS (an imported model's BOS) or what is
+        before it in its window of max_length tokens."""
         windows: list[Request] = []
         stops = []
         for request in requests:
-            ids = self.tok_encode(request.args[0])
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
             rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             windows += map(make_disjoint_window, rolling)
             stops.append(len(windows))

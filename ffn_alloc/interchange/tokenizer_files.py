@@ -56,7 +56,7 @@ def find(folder: Path) -> str:
     """The spec of a checkpoint's tokenizer, as `data.tokenizer` takes it."""
     definition, model = folder / _HUGGINGFACE, folder / _SENTENCEPIECE
     if definition.is_file():
-        text = definition.read_text()
+        text = definition.read_bytes().decode(errors="replace")  # damaged: an error when it is read
         if text == byte_tokenizer().to_str(pretty=True):
             return "bytes"
         if not (model.is_file() and text == _converted(model)):
@@ -103,7 +103,7 @@ def _converted(model: Path) -> str | None:
     """The tokenizer.json that we would write beside it."""
     try:
         return sentencepiece_json.convert(model).to_str(pretty=True)
-    except BadInput:
+    except Exception:  # of its parsers: then tokenizer.json alone says what the tokenizer is
         return None
 
 

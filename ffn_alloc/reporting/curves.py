@@ -57,9 +57,12 @@ def read_curve(workdir: AnyPath, last_step: int) -> Curve | None:
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
-    """The mean over runs, at the tokens of the first, as far as all of them went."""
+    """The mean over runs, between the last of their first rows and the first of their last, which
+    may be none: at the tokens of any row of theirs, for runs may log at different steps."""
+    start = max(curve.tokens_P[0] for curve in curves)
     end = min(curve.tokens_P[-1] for curve in curves)
-    tokens_P = curves[0].tokens_P[curves[0].tokens_P <= end]
+    tokens_P = np.unique(np.concatenate([curve.tokens_P for curve in curves]))
+    tokens_P = tokens_P[(start <= tokens_P) & (tokens_P <= end)]
 
     def mean(name: str) -> np.ndarray:
         values = [np.interp(tokens_P, curve.tokens_P, getattr(curve, name)) for curve in curves]

@@ -15,10 +15,15 @@ _LEGEND_COLUMNS = 6
 
 
 def loss_picture(size: SizeStudy, curves: dict[Cell, list[Curve]], number: int) -> Picture | None:
-    """Training loss of one size against tokens and time, and its distance to the baseline's."""
-    if not curves.get(size.baseline):
+    """Training loss of one size against tokens and time, and its distance to the baseline's.
+
+    A cell whose seeds logged no common stretch is left out; None if it is the baseline."""
+    smoothed = {cell: [curve.smoothed() for curve in own] for cell, own in curves.items() if own}
+    means = {cell: mean_curve(own) for cell, own in smoothed.items()}
+    means = {cell: mean for cell, mean in means.items() if len(mean.tokens_P)}
+    if size.baseline not in means:
         return None
-    cells = [cell for cell in (size.baseline, *size.cells) if curves.get(cell)]
+    cells = [cell for cell in (size.baseline, *size.cells) if cell in means]
     colours = _line_colours(size, cells)
     rows = -(-len(cells) // _LEGEND_COLUMNS)
     figure = new_figure(3.4 + 0.22 * rows)
@@ -28,10 +33,9 @@ def loss_picture(size: SizeStudy, curves: dict[Cell, list[Curve]], number: int) 
     for axis, label in ((tokens, f"tokens{unit_name}"), (seconds, f"training time, {clock_name}")):
         axis.set_xlabel(label)
     tokens.set_ylabel("training loss, nats a token")
-    base = mean_curve([curve.smoothed() for curve in curves[size.baseline]])
+    base = means[size.baseline]
     for cell in cells:
-        own = [curve.smoothed() for curve in curves[cell]]
-        mean, colour = mean_curve(own), colours[cell]
+        own, mean, colour = smoothed[cell], means[cell], colours[cell]
         for curve in own if len(cells) <= _FEW and len(own) > 1 else []:
             tokens.plot(curve.tokens_P / unit, curve.loss_P, color=colour, alpha=0.3, lw=0.7)
             seconds.plot(curve.seconds_P / clock, curve.loss_P, color=colour, alpha=0.3, lw=0.7)

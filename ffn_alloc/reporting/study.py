@@ -61,6 +61,14 @@ class SizeStudy:
         different = {result.item_ids for result in results}  # as a rule one
         shared = set.intersection(*map(set, different))
         order = tuple(item for item in results[0].item_ids if item in shared)
+        if not order:
+            problem = f"{task}: the runs have no item in common"
+            raise BadInput("--allow-different", "items", problem, "Evaluate on the same data again")
+        if len(order) == 1:
+            problem = "is of one item, and how sure its score is cannot be told"
+            raise BadInput(
+                "results", task, problem, "Evaluate more items (--limit), or leave it out"
+            )
         values, weights = [], []
         for result in results:
             rows: slice | list[int] = slice(None)

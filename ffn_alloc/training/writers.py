@@ -1,13 +1,17 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard event files and the terminal."""
 
+import contextlib
+import errno
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from tensorboardX import SummaryWriter
-
+from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath, is_remote, write_atomically
 from ffn_alloc.training.bucket_files import CopiedEvents, RewrittenRows
+from ffn_alloc.training.event_file import EventFile
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Value = float | Sequence[float]  # a sequence holds one number a layer, by global layer index
 
@@ -16,43 +20,57 @@ class MetricsWriter:
     """Writes rows of metrics; those beyond `last_step` (of the restored checkpoint) are dropped.
 
     On a disk a row is there when `write` returns, in a bucket (which cannot append: the objects
-    are written anew) after `flush` or a minute.
+    are written anew) after `flush` or a minute. BadInput where the disk is full.
     """
 
     def __init__(self, workdir: AnyPath, last_step: int):
-        path = workdir / "metrics.jsonl"
+        self._workdir, path = workdir, workdir / "metrics.jsonl"
         kept = _drop_rows_after(path, last_step)
         if is_remote(workdir):
             self._rows, self._events = RewrittenRows(path, kept), CopiedEvents(workdir)
         else:
             self._rows, self._events = path.open("a", encoding="utf-8"), None
         events = self._events.local if self._events else workdir / "tensorboard"
-        self._tensorboard = SummaryWriter(str(events), purge_step=last_step + 1)
+        with self._room():
+            self._tensorboard = EventFile(events, last_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
         """One row: the metrics of the state after `step` updates."""
-        self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
-        if not self._events:
-            self._rows.flush()
-        for name, value in metrics.items():
-            if isinstance(value, Sequence):
-                for layer, number in enumerate(value):
-                    self._tensorboard.add_scalar(f"{name}/{layer:02d}", number, step)
-            else:
-                self._tensorboard.add_scalar(name, value, step)
+        with self._room():
+            self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
+            if not self._events:
+                self._rows.flush()
+            for name, value in metrics.items():
+                if isinstance(value, Sequence):
+                    for layer, number in enumerate(value):
+                        self._tensorboard.scalar(f"{name}/{layer:02d}", number, step)
+                else:
+                    self._tensorboard.scalar(name, value, step)
 
     def flush(self) -> None:
-        """Until all rows are written: no checkpoint outlives them. Events follow soon."""
-        self._rows.flush()
-        self._tensorboard.flush()
-        if self._events:
-            self._events.copy()
+        """Until all is written: no checkpoint outlives its rows. A bucket's events follow soon."""
+        with self._room():
+            self._rows.flush()
+            self._tensorboard.flush()
+            if self._events:
+                self._events.copy()
 
     def close(self) -> None:
-        self._tensorboard.close()
-        self._rows.close()
-        if self._events:
-            self._events.close()
+        """Silent about errors, of which `write` and `flush` have told."""
+        for part in filter(None, (self._tensorboard, self._rows, self._events)):
+            with contextlib.suppress(OSError):
+                part.close()
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            problem = f"has no room for metrics.jsonl and tensorboard/ ({error.strerror})"
+            remedy = "Make room, and run the same command again: it goes on from a checkpoint"
+            raise BadInput("--workdir", str(self._workdir), problem, remedy) from error
 
 
 class NoWriter:

@@ -243,6 +243,19 @@ def test_files_that_are_not_in_the_rows(jsonl, tmp_path: Path):
     assert _prepare(config).fingerprint == made.fingerprint
 
 
+def test_the_names_of_the_files_are_there_before_the_manifest_is(jsonl, tmp_path, monkeypatch):
+    """A call that is killed between the two is gone on with, and writes both."""
+    save, seen = manifest.save, []
+
+    def watched(*arguments: Any) -> None:
+        seen.append((tmp_path / "rows" / "sources.json").exists())
+        save(*arguments)
+
+    monkeypatch.setattr(preparation.manifest, "save", watched)
+    _prepare(_config(jsonl(_TEXTS), tmp_path / "rows"))
+    assert seen == [True]
+
+
 def test_rows_that_lie_in_their_source_are_no_new_files(tmp_path: Path):
     for i in range(300):
         (tmp_path / f"{i}.txt").write_text(f"text number {i}, long enough for a row")

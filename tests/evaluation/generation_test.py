@@ -154,7 +154,7 @@ def spoken(monkeypatch):
 
         monkeypatch.setattr(generation, "generate", generate)
         return lambda prompts, **options: (
-            complete(None, None, "cpu", None, kind(), prompts, 99, **options),
+            complete(CONFIG, None, "cpu", None, kind(), prompts, 99, **options),
             asked["prompts"],
         )
 

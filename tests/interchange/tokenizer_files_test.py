@@ -40,6 +40,17 @@ def specs(tmp_path_factory):
     }
 
 
+@pytest.mark.parametrize("model", ["version https://git-lfs.github.com/spec/v1\n", "IQ== 0\n"])
+def test_a_model_file_that_is_no_sentencepiece_leaves_it_to_the_json(tmp_path, model):
+    path = tmp_path / "tokenizer.json"
+    _train_byte_level(path)
+    (tmp_path / "tokenizer.model").write_text(model)
+    assert tokenizer_files.find(tmp_path) == f"huggingface:{path}"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match="is no tokenizer.json"):
+        kinds.load(tokenizer_files.find(tmp_path))
+
+
 def _train_sentencepiece(path: Path, text: str = _SOURCE, **options) -> str:
     """As the Mistral model: spaces are kept, and runs of them are pieces of the lowest score."""
     model = io.BytesIO()

@@ -8,6 +8,7 @@ from tests.launch.fakes import LAUNCH, Fakes
 from tests.launch.local_test import ARGUMENTS, TRAIN, save_on_sigterm, wait_for
 
 SBATCH = LAUNCH / "slurm.sbatch"
+SHOW = ["scontrol", "--oneliner", "show", "job", "41"]
 REQUEUE = ["scontrol", "requeue", "41"]
 
 
@@ -43,7 +44,7 @@ def test_requeues_after_preemption_alone_and_starts_again_after_faults_three_tim
     assert slurm.run(SBATCH, *ARGUMENTS, SLURM_JOB_ID="41").returncode == code
     runs = slurm.calls("srun")
     assert len(runs) == len(codes) and all(call[-len(TRAIN) :] == TRAIN for call in runs)
-    assert slurm.calls("scontrol") == [REQUEUE] * requeued
+    assert slurm.calls("scontrol") == [SHOW, REQUEUE] * requeued
     assert len(slurm.calls("sleep")) == pauses
 
 
@@ -62,7 +63,7 @@ def test_passes_a_signal_of_the_batch_shell_on_to_the_tasks(slurm: Fakes):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 75
     assert (slurm.folder / "saved").exists()
-    assert slurm.calls("scancel", "scontrol") == [["scancel", "--signal=TERM", "41"], REQUEUE]
+    assert slurm.calls("scancel", "scontrol") == [["scancel", "--signal=TERM", "41"], SHOW, REQUEUE]
 
 
 def test_a_signal_between_two_starts_requeues_at_once(slurm: Fakes):
@@ -70,12 +71,25 @@ def test_a_signal_between_two_starts_requeues_at_once(slurm: Fakes):
     slurm.add("sleep", 'kill -TERM "$PPID"; exec /bin/sleep 20')
     with slurm.start(SBATCH, *ARGUMENTS, SLURM_JOB_ID="41") as process:
         assert process.wait(timeout=10) == 75
-    assert len(slurm.calls("srun")) == 1 and slurm.calls("scontrol") == [REQUEUE]
+    assert len(slurm.calls("srun")) == 1 and slurm.calls("scontrol") == [SHOW, REQUEUE]
+
+
+def test_a_cancelled_job_is_not_put_back_into_the_queue(slurm: Fakes):
+    """SLURM 22.05 says COMPLETING then, and would requeue it; RUNNING after a signal alone."""
+    slurm.add("srun", "exit 75")
+    slurm.add("scontrol", "echo 'JobId=41 JobName=x JobState=COMPLETING Reason=None'")
+    run = slurm.run(SBATCH, *ARGUMENTS, SLURM_JOB_ID="41")
+    assert run.returncode == 1 and "cancelled" in run.stderr
+    assert slurm.calls("scontrol") == [SHOW]
+    slurm.add("srun", "exit 75")
+    slurm.add("scontrol", "echo 'JobId=41 JobName=x JobState=RUNNING Reason=None'")
+    assert slurm.run(SBATCH, *ARGUMENTS, SLURM_JOB_ID="41").returncode == 75
+    assert slurm.calls("scontrol")[1:] == [SHOW, REQUEUE]
 
 
 def test_says_so_when_slurm_does_not_requeue(slurm: Fakes):
     slurm.add("srun", "exit 75")
-    slurm.add("scontrol", "echo 'requeue is disabled' >&2; exit 1")
+    slurm.add("scontrol", "exit 1", "echo 'requeue is disabled' >&2; exit 1")
     run = slurm.run(SBATCH, *ARGUMENTS, SLURM_JOB_ID="41")
     assert run.returncode == 75
     assert "requeue is disabled" in run.stderr and "submit it again" in run.stderr

@@ -1,5 +1,6 @@
 """What may be compared: every difference is refused by name, and allowed by name."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -121,6 +122,27 @@ def test_other_items_are_refused_and_what_is_shared_can_be_compared(root):
     values_SN, weights_SN = size.items("piqa")
     assert values_SN.shape == (4, 2)
     assert values_SN[2].tolist() == [0.0, 1.0]  # in the baseline's order: "0", "3"
+
+
+def test_items_of_which_none_is_shared_are_refused(root):
+    (size,) = study(root).sizes
+    (mid,) = [run for run in size.runs if run.name == "mid0"]
+    result = size.results["piqa"][mid.workdir]
+    other = dataclasses.replace(result, item_ids=tuple(f"other-{i}" for i in result.item_ids))
+    size.results["piqa"][mid.workdir] = other
+    with pytest.raises(BadInput, match="piqa: the runs have no item in common"):
+        size.items("piqa")
+
+
+def test_a_task_of_one_item_is_refused(root):
+    """Which would have no noise, and any difference would be sure."""
+    for name, allocation in (("base", "uniform"), ("mid", "middle:0.7")):
+        for seed in (0, 1):
+            tasks = {**TASKS, "piqa": 1}
+            rewrite(root / f"{name}{seed}", allocation, seed, tasks)
+    (size,) = study(root).sizes
+    with pytest.raises(BadInput, match="piqa.*is of one item"):
+        size.items("piqa")
 
 
 def test_items_are_matched_by_id_not_by_place(root):

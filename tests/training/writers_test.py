@@ -1,11 +1,14 @@
 """metrics.jsonl after a kill, event files, and the line in the terminal."""
 
+import errno
 import io
 import json
 import sys
+import types
 
 import pytest
 
+from ffn_alloc.errors import BadInput
 from ffn_alloc.training.writers import MetricsWriter, Terminal
 
 
@@ -44,6 +47,26 @@ def test_rows_beyond_the_restored_step_are_dropped(tmp_path):
     assert [row["step"] for row in read(tmp_path)] == [1, 2, 2]
     write(tmp_path, 0, [])
     assert read(tmp_path) == []
+
+
+def test_a_full_disk_is_named_and_ends_the_run(tmp_path, monkeypatch):
+    """At once, in the process that trains, and whichever file it meets."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("_rows", "_tensorboard"):
+        (tmp_path / name).mkdir()
+        writer = MetricsWriter(tmp_path / name, 0)
+        part = getattr(writer, name)
+        broken = types.SimpleNamespace(write=full, scalar=full, flush=full, close=full)
+        setattr(writer, name, broken)
+        for act in (lambda w: w.write(1, {"train/loss": 2.5}), MetricsWriter.flush):
+            with pytest.raises(BadInput, match="No space left") as error:
+                act(writer)
+            assert error.value.field == "--workdir"
+        writer.close()
+        part.close()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, 21])

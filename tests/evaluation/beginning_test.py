@@ -1,0 +1,85 @@
+"""What stands before a text, by the files that imported models come with."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+from ffn_alloc.config import IMPORTED
+from ffn_alloc.data import tokenizer
+from ffn_alloc.errors import BadInput
+from ffn_alloc.evaluation.beginning import Beginning, beginning
+from tests.training.runs import micro_config
+
+_BOS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def _imported():
+    config = micro_config()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=IMPORTED))
+
+
+def _huggingface(folder: Path, settings: dict, template: str | None) -> tokenizer.Tokenizer:
+    pieces = {"</s>": 0, "<s>": 1, **{c: i + 2 for i, c in enumerate("abc")}}
+    made = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["</s>", "<s>"])
+    if template:
+        special = [("<s>", 1), ("</s>", 0)]
+        made.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tokenizer.load(f"huggingface:{folder}/tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "template", "expected"),
+    [
+        (_BOS, "<s> $A", Beginning((1,), 1)),  # Llama 3
+        (_BOS, "<s> $A </s>", Beginning((1,), 1)),
+        ({"eos_token": "</s>"}, "<s> $A", Beginning((1,), 1)),
+        ({**_BOS, "bos_token": {"content": "<s>"}}, "<s> $A", Beginning((1,), 1)),
+        ({**_BOS, "add_bos_token": False}, "<s> $A", Beginning((), 1)),
+        (_BOS, None, Beginning((), 1)),  # a BOS that nothing puts there: of an empty text alone
+        ({"bos_token": "</s>", "eos_token": "</s>"}, None, Beginning((), 0)),  # our own exports
+        ({"eos_token": "</s>"}, None, Beginning((), 0)),
+    ],
+)
+def test_of_a_tokenizer_json(tmp_path: Path, settings, template, expected):
+    made = _huggingface(tmp_path, settings, template)
+    assert beginning(_imported(), made) == expected
+    assert beginning(micro_config(), made) == Beginning((), 0)  # training used none
+
+
+def test_of_a_sentencepiece_model(tmp_path: Path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c", "b c a"]),
+        model_writer=model,
+        model_type="char",
+        vocab_size=7,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    made = tokenizer.load(f"sentencepiece:{tmp_path}/tokenizer.model")
+    settings = tmp_path / "tokenizer_config.json"
+    assert beginning(_imported(), made) == Beginning((1,), 1)  # as LLaMA's class does
+    for content, expected in (
+        (_BOS, Beginning((1,), 1)),
+        ({**_BOS, "add_bos_token": False}, Beginning((), 1)),
+        ({"bos_token": "</s>", "eos_token": "</s>"}, Beginning((), made.eos_id)),
+    ):
+        settings.write_text(json.dumps(content))
+        assert beginning(_imported(), made) == expected
+    settings.write_text("[]")
+    with pytest.raises(BadInput, match="tokenizer_config.json cannot be used"):
+        beginning(_imported(), made)
+
+
+def test_bytes_have_nothing_before_them():
+    assert beginning(_imported(), tokenizer.load("bytes")) == Beginning((), 256)
