@@ -8,9 +8,9 @@
 # What follows `--` goes to `python -m ffn_alloc.main` as it is. The image has the checkout as its
 # working directory and ffn_alloc[tpu,mistral,gcs] in its python. A pod's disk goes with the pod: the
 # claim (ReadWriteMany for several hosts) is mounted at /runs, holds $FFN_ALLOC_CACHE (/runs/cache),
-# and --workdir must lie in it, or in a bucket (gs://…). The hosts of a slice find each other. Preempted (exit code 75, or
-# evicted), pods are started again without limit; after a fault the whole set is, three times at
-# most; after bad input (2) or a training that diverged (3) never.
+# and --workdir must lie in it, or in a bucket (gs://…). The hosts of a slice find each other.
+# Preempted (exit code 75, or evicted), pods are started again without limit; after a fault the
+# whole set is, three times at most; after bad input (2) or a training that diverged (3) never.
 #
 #   --name=NAME            of the JobSet; kubectl delete jobset NAME removes it
 #   --image=IMAGE --claim=PERSISTENT_VOLUME_CLAIM
@@ -49,7 +49,8 @@ for option in chips slices; do
   [[ ${!option} =~ ^[1-9][0-9]*$ ]] ||
     fail "--${option/#chips/chips-per-host}=${!option} is no positive number"
 done
-[[ $* == *--config=* && $* =~ --workdir=(/runs/|gs://) ]] || fail "no --config=… or no --workdir=/runs/…: $*"
+[[ $* == *--config=* && $* =~ --workdir=(/runs/|gs://) ]] ||
+  fail "no --config=… or no --workdir=/runs/…: $*"
 command=(python -m ffn_alloc.main "$@")
 
 if [ -n "$xpk" ]; then # its wrapper signals the process that it starts: `exec`

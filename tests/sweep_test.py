@@ -161,7 +161,7 @@ def test_slurm_gets_what_is_not_in_its_queue(tmp_path, environment):
 
 
 def test_a_topology_that_cannot_be_predicted_is_refused_before_anything_starts(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch
 ):
     def refuse(config: object) -> float:
         raise BadInput("--topology", "h100:8", "does not fit", "Ask plan --tune")

@@ -55,7 +55,7 @@ class HuggingFaceTokenizer(Tokenizer):
 def _eos_id(tokenizer: tokenizers.Tokenizer, spec: str, config_path: Path) -> int:
     names: Sequence[str] = _EOS_NAMES
     if config_path.is_file():
-        token = _eos_token(spec, config_path)
+        token = special_token(spec, read_settings(spec, config_path), "eos_token")
         names = [token] if token else names
     found = [name for name in names if tokenizer.token_to_id(name) is not None]
     if len(found) != 1:
@@ -68,15 +68,25 @@ def _eos_id(tokenizer: tokenizers.Tokenizer, spec: str, config_path: Path) -> in
     return tokenizer.token_to_id(found[0])
 
 
-def _eos_token(spec: str, config_path: Path) -> str | None:
+def read_settings(spec: str, path: Path) -> dict[str, Any]:
+    """The content of a tokenizer_config.json; BadInput where it is no object."""
     try:
-        token = json.loads(config_path.read_text(encoding="utf-8")).get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str | None):
-            raise TypeError(f"eos_token is {token!r}")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        problem, remedy = f"{config_path} cannot be used ({error})", "Correct or remove that file"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise TypeError(f"it holds {settings!r:.40}")
+    except (OSError, ValueError, TypeError) as error:
+        problem, remedy = f"{path} cannot be used ({error})", "Correct or remove that file"
         raise BadInput("data.tokenizer", spec, problem, remedy) from error
+    return settings
+
+
+def special_token(spec: str, settings: dict[str, Any], name: str) -> str | None:
+    """The token that is eos_token or bos_token there, None where there is none."""
+    token = settings.get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(token, str | None):
+        problem = f"its tokenizer_config.json cannot be used ({name} is {token!r})"
+        raise BadInput("data.tokenizer", spec, problem, "Correct or remove that file")
     return token
 
 

@@ -1,13 +1,14 @@
 """What stands before a text: for imported models what their tokenizer says, else nothing."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
+
+import sentencepiece
+import tokenizers
 
 from ffn_alloc.config import IMPORTED, Config
 from ffn_alloc.data.tokenizer import Tokenizer
-from ffn_alloc.errors import BadInput
+from ffn_alloc.data.tokenizer_huggingface import read_settings, special_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,47 +26,33 @@ def beginning(config: Config, tokenizer: Tokenizer) -> Beginning:
     if config.data.source != IMPORTED or not name:
         return Beginning((), tokenizer.eos_id)
     path = Path(name)
-    settings = _settings(tokenizer.spec, path.with_name("tokenizer_config.json"))
+    file = path.with_name("tokenizer_config.json")
+    settings = read_settings(tokenizer.spec, file) if file.is_file() else {}
+    bos_token = special_token(tokenizer.spec, settings, "bos_token")
     find = _of_sentencepiece if kind == "sentencepiece" else _of_huggingface
-    before, bos = find(path, settings)
+    before, bos = find(path, bos_token)
     if settings.get("add_bos_token") is False:
         before = ()
-    empty = bos if bos is not None else tokenizer.eos_id
-    return Beginning(before, empty) if empty != tokenizer.eos_id else Beginning((), empty)
+    return Beginning(before, tokenizer.eos_id if bos is None else bos)
 
 
-def _settings(spec: str, path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if not isinstance(settings, dict):
-            raise TypeError(f"it holds {settings!r:.40}")
-    except (OSError, ValueError, TypeError) as error:
-        problem, remedy = f"{path} cannot be used ({error})", "Correct or remove that file"
-        raise BadInput("data.tokenizer", spec, problem, remedy) from error
-    return settings
-
-
-def _of_huggingface(path: Path, settings: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
+def _of_huggingface(path: Path, bos_token: str | None) -> tuple[tuple[int, ...], int | None]:
     """What its post-processor puts before a text, and the BOS."""
-    import tokenizers
-
     pieces = tokenizers.Tokenizer.from_file(str(path))
     with_all = pieces.encode("a").ids
     text = pieces.encode("a", add_special_tokens=False).ids
     starts = range(len(with_all) - len(text) + 1)
     first = next((i for i in starts if with_all[i : i + len(text)] == text), 0)
     before = tuple(with_all[:first])
-    token = settings.get("bos_token")
-    named = pieces.token_to_id((token.get("content") if isinstance(token, dict) else token) or "")
-    return before, named if named is not None else next(iter(before), None)
+    named = pieces.token_to_id(bos_token or "")
+    return before, next(iter(before), None) if named is None else named
 
 
-def _of_sentencepiece(path: Path, settings: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
-    """LLaMA's class puts the BOS there unless it is told not to."""
-    import sentencepiece
-
+def _of_sentencepiece(path: Path, bos_token: str | None) -> tuple[tuple[int, ...], int | None]:
+    """LLaMA's class puts the BOS there unless it is told not to; our exports name EOS as BOS, which
+    it is for an empty text alone."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    token = settings.get("bos_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    bos = model.piece_to_id(name) if name else model.bos_id()
-    return ((bos,), bos) if bos >= 0 else ((), None)
+    bos = model.piece_to_id(bos_token) if bos_token else model.bos_id()
+    if bos < 0:
+        return (), None
+    return () if bos == model.eos_id() else (bos,), bos

@@ -1,8 +1,7 @@
 """Every cell beside its baseline: on each task, and on average.
 
 Verdicts: "better" or "worse" where the p-value after Holm's correction is below 5 %, otherwise
-"cannot tell"; also where only one seed was trained of both, or where both score no better than
-chance.
+"cannot tell"; also where both sides have one seed, or where both score no better than chance.
 """
 
 import dataclasses

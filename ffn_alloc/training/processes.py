@@ -49,7 +49,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         raise BadInput(missing[0], None, "missing", f"Give {', '.join(given)}, or none of them")
     elif not 0 <= process_id < num_processes:  # type: ignore[operator]
         raise BadInput("--process_id", process_id, "out of range", f"0 to {num_processes} - 1")
-    elif not re.fullmatch(r".+:\d+", coordinator):  # type: ignore[arg-type]
+    elif not re.fullmatch(r".+:\d+", str(coordinator)):
         remedy = "Give the address of process 0, and a port that is free there"
         raise BadInput("--coordinator", coordinator, "is not HOST:PORT", remedy)
     jax.distributed.initialize(

@@ -25,27 +25,28 @@ class MetricsWriter:
 
     def __init__(self, workdir: AnyPath, last_step: int):
         self._workdir, path = workdir, workdir / "metrics.jsonl"
-        kept = _drop_rows_after(path, last_step)
-        if is_remote(workdir):
-            self._rows, self._events = RewrittenRows(path, kept), CopiedEvents(workdir)
-        else:
-            self._rows, self._events = path.open("a", encoding="utf-8"), None
-        events = self._events.local if self._events else workdir / "tensorboard"
         with self._room():
+            kept = _drop_rows_after(path, last_step)
+            if is_remote(workdir):
+                self._rows, self._events = RewrittenRows(path, kept), CopiedEvents(workdir)
+            else:
+                self._rows, self._events = path.open("a", encoding="utf-8"), None
+            events = self._events.local if self._events else workdir / "tensorboard"
             self._tensorboard = EventFile(events, last_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
         """One row: the metrics of the state after `step` updates."""
         with self._room():
             self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
-            if not self._events:
-                self._rows.flush()
             for name, value in metrics.items():
                 if isinstance(value, Sequence):
                     for layer, number in enumerate(value):
                         self._tensorboard.scalar(f"{name}/{layer:02d}", number, step)
                 else:
                     self._tensorboard.scalar(name, value, step)
+            if not self._events:
+                self._rows.flush()
+                self._tensorboard.flush()
 
     def flush(self) -> None:
         """Until all is written: no checkpoint outlives its rows. A bucket's events follow soon."""

@@ -47,6 +47,7 @@ def _huggingface(folder: Path, settings: dict, template: str | None) -> tokenize
         ({**_BOS, "add_bos_token": False}, "<s> $A", Beginning((), 1)),
         (_BOS, None, Beginning((), 1)),  # a BOS that nothing puts there: of an empty text alone
         ({"bos_token": "</s>", "eos_token": "</s>"}, None, Beginning((), 0)),  # our own exports
+        ({"bos_token": "</s>", "eos_token": "</s>"}, "</s> $A", Beginning((0,), 0)),
         ({"eos_token": "</s>"}, None, Beginning((), 0)),
     ],
 )
