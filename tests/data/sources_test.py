@@ -148,6 +148,7 @@ def test_the_content_key_follows_where_tfds_looks_and_what_is_there(tmp_path: Pa
     for source in ("tfds:notes", "tfds:notes:1.0.0"):
         first = key("a", source)
         assert first == key("a", source) != key("b", source)
+        assert key("nothing here", source) != key("nor here", source)
         given = sources.content_key(_data(source, data_dir=str(tmp_path / "a")))
         assert given == first
         build("a", 2)
