@@ -25,6 +25,7 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 class FilePiece:
     """Documents `start` to `stop` of a file: bytes of a .jsonl, row groups of a .parquet."""
 
+    field: str  # that names the file, for errors
     kind: str
     path: str
     start: int
@@ -42,16 +43,16 @@ class FilePiece:
             yield from self._documents()
         except PermissionError as error:
             problem, remedy = "may not be read by this user", "Change its permissions"
-            raise BadInput("data.source", self.path, problem, remedy) from error
+            raise BadInput(self.field, self.path, problem, remedy) from error
 
     def _documents(self) -> Iterator[bytes]:
         if self.kind == "text":
-            yield _text_of(self.path)
+            yield _text_of(self.field, self.path)
         elif self.kind == "parquet":
             yield from _parquet_documents(self)
         else:
-            lines = _gzip_lines(self.path) if self.path.endswith(".gz") else _lines(self)
-            yield from (_text(line, self.path) for line in lines if not line.isspace())
+            lines = _gzip_lines(self) if self.path.endswith(".gz") else _lines(self)
+            yield from (_text(line, self) for line in lines if not line.isspace())
 
 
 def find(field: str, source: str) -> list[Path]:
@@ -76,7 +77,7 @@ def pieces(field: str, source: str) -> list[FilePiece]:
     result = []
     for path in find(field, source):
         ranges = cut(field, source, path)
-        result += [FilePiece(kind, str(path), *numbers, version(path)) for numbers in ranges]
+        result += [FilePiece(field, kind, str(path), *numbers, version(path)) for numbers in ranges]
     return result
 
 
@@ -127,11 +128,11 @@ def _row_groups(field: str, source: str, path: Path) -> _Ranges:
     return [(i, i + 1, metadata.row_group(i).total_byte_size) for i in groups]
 
 
-def _text_of(path: str) -> bytes:
+def _text_of(field: str, path: str) -> bytes:
     text = Path(path).read_bytes()
     if b"\0" in text:
         problem, remedy = "is no UTF-8 text: it has zero bytes", "Convert it, or leave it out"
-        raise BadInput("data.source", path, problem, remedy)
+        raise BadInput(field, path, problem, remedy)
     return text
 
 
@@ -145,23 +146,23 @@ def _lines(piece: FilePiece) -> Iterator[bytes]:
             yield line
 
 
-def _gzip_lines(path: str) -> Iterator[bytes]:
+def _gzip_lines(piece: FilePiece) -> Iterator[bytes]:
     try:
-        with gzip.open(path) as lines:
+        with gzip.open(piece.path) as lines:
             yield from lines
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         problem = f"is no intact gzip file ({error})"
-        raise BadInput("data.source", path, problem, "Fetch the file again") from error
+        raise BadInput(piece.field, piece.path, problem, "Fetch the file again") from error
 
 
-def _text(line: bytes, path: str) -> bytes:
+def _text(line: bytes, piece: FilePiece) -> bytes:
     try:
         text = json.loads(line)[_FIELD]
         return text.encode(errors="replace")  # a lone surrogate has no UTF-8
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         shown = line[:60].decode(errors="replace")
         problem = f"holds a line that is no object with a string {_FIELD!r}: {shown}"
-        raise BadInput("data.source", path, problem, "Correct or remove that line") from error
+        raise BadInput(piece.field, piece.path, problem, "Correct or remove that line") from error
 
 
 def _parquet_documents(piece: FilePiece) -> Iterator[bytes]:
@@ -176,13 +177,13 @@ def _parquet_documents(piece: FilePiece) -> Iterator[bytes]:
                 batch = next(batches, None)
                 texts = batch.column(0).to_pylist() if batch else []
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise _unreadable("data.source", piece.path, piece.path, error) from error
+                raise _unreadable(piece.field, piece.path, piece.path, error) from error
             if batch is None:
                 return
             for text in texts:
                 if not isinstance(text, str):
                     problem = f"column {_FIELD!r} holds {text!r}, which is no string"
-                    raise BadInput("data.source", piece.path, problem, "Correct or remove that row")
+                    raise BadInput(piece.field, piece.path, problem, "Correct or remove that row")
                 yield text.encode(errors="replace")
 
 

@@ -108,7 +108,8 @@ def _documents(task: ShardTask) -> Iterator[bytes]:
         yield from task.unit.documents()
     except FileNotFoundError as error:
         problem = f"is not there on {socket.gethostname()}, which shall read it"
-        raise BadInput("data.source", error.filename or str(error), problem, _SHARED) from error
+        named = task.unit.pieces[0].field
+        raise BadInput(named, error.filename or str(error), problem, _SHARED) from error
 
 
 def _digest(task: ShardTask) -> str:

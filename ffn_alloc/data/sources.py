@@ -185,7 +185,7 @@ def _is_files(source: str) -> bool:
 
 def _tfds_reader(field: str, source: str, data_dir: str) -> tfds_source.Reader:
     if source == "python_docs":
-        return tfds_source.python_docs(data_dir)
+        return tfds_source.python_docs(field, data_dir)
     return tfds_source.find(field, source, data_dir)
 
 

@@ -18,6 +18,7 @@ _SMALLEST_PIECE = 256  # documents
 class TfdsPiece:
     """Documents `start` to `stop` of a split of the TFDS data set that lies in `directory`."""
 
+    field: str  # that names the data set, for errors
     directory: str  # with dataset_info.json
     version: str  # full name, e.g. c4/en/3.0.1
     split: str
@@ -60,7 +61,9 @@ class Reader:
         count = min(self.counts[split], first or self.counts[split])
         size = max(_SMALLEST_PIECE, -(-count // most))
         return [
-            TfdsPiece(self.directory, self.version, split, start, min(start + size, count))
+            TfdsPiece(
+                self.field, self.directory, self.version, split, start, min(start + size, count)
+            )
             for start in range(0, count, size)
         ]
 
@@ -84,13 +87,13 @@ def find(field: str, source: str, data_dir: str) -> Reader:
     return _reader(field, source, builder)
 
 
-def python_docs(data_dir: str) -> Reader:
+def python_docs(field: str, data_dir: str) -> Reader:
     """The embedded corpus, built on first use below `data_dir` ("": the cache folder)."""
     import tensorflow_datasets as tfds
 
     root = expanded("data.data_dir", data_dir) if data_dir else storage.cache_root()
     builder = tfds.builder_from_directory(store.ensure_built(root))
-    reader = _reader("data.source", "python_docs", builder)
+    reader = _reader(field, "python_docs", builder)
     return dataclasses.replace(reader, version=f"python_docs/{corpus.digest()}")
 
 

@@ -51,13 +51,14 @@ def export_run(run: Run, model_format: str, out: Path, picture: str) -> str:
         file_dims = exported_config.file_dims(model_format, model)
         layout, read = slots(model, file_dims), reader(run.params, model)
         shapes = {name: slot.shape for name, slot in layout.items()}
+        trained = _trained(run)
         weight_files.write(folder, shapes, lambda name: read(layout[name]))
         special = tokenizer_files.write(
             folder, run.tokenizer, run.config.data.sequence_length, _is_imported(run)
         )
         _write_json(
             folder / "config.json",
-            exported_config.content(model_format, run.config, run.step, special, _trained(run)),
+            exported_config.content(model_format, run.config, run.step, special, trained),
         )
         generation = {**special, "pad_token_id": special["eos_token_id"]}
         _write_json(folder / "generation_config.json", generation)
@@ -66,7 +67,8 @@ def export_run(run: Run, model_format: str, out: Path, picture: str) -> str:
                 shutil.copyfile(_CODE / f"{name}.py", folder / f"{name}.py")
         checked = _compare(folder, run, model_format)
         results = run.workdir / "results" / str(run.step)
-        card = model_card.text(model_format, run.config, run.step, picture, results, checked)
+        steps = trained["train_steps"] if trained else run.step
+        card = model_card.text(model_format, run.config, run.step, steps, picture, results, checked)
         (folder / "README.md").write_text(card)
     return checked
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from ffn_alloc import __version__, allocation
-from ffn_alloc.config import IMPORTED, Config, OptimizerConfig
+from ffn_alloc.config import IMPORTED, Config
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
 
@@ -39,13 +39,18 @@ text is a special token."""
 
 
 def text(
-    model_format: str, config: Config, step: int, picture: str, results: AnyPath, checked: str
+    model_format: str,
+    config: Config,
+    step: int,
+    train_steps: int,
+    picture: str,
+    results: AnyPath,
+    checked: str,
 ) -> str:
-    """Markdown. `picture` is `plan`'s for the config, `results` the folder of a step's scores."""
+    """Markdown. `train_steps` are those that the training was to have, `picture` is `plan`'s for
+    the config, `results` the folder of a step's scores."""
     dims, imported = config.model.ffn_dims, config.data.source == IMPORTED
     spec = str(allocation.parse(config.model.allocation))
-    scores = _scores(results)
-    tokens = step * config.tokens_per_step
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -71,25 +76,36 @@ by ffn_alloc {__version__} as `{model_format}`. A base model: it continues text.
 
 | | |
 |---|---|
-| data | `{config.data.source}` |
-| tokenizer | `{config.data.tokenizer.partition(":")[0]}` |
-| sequence length | {config.data.sequence_length:,} |
-| step exported | {step:,} of {config.train.steps:,} |
-| tokens seen | {tokens:,} |
-| optimizer | {"that of the imported model" if imported else _optimizer(config.optimizer)} |
-| seed | {config.seed} |
-| compute | {config.model.compute_dtype} over float32 parameters |
+{_training(config, step, train_steps)}
 
 {_CAME_IN if imported else _TRAINED}
 
 ## Scores
 
-{scores}
+{_scores(results)}
 """
 
 
-def _optimizer(optimizer: OptimizerConfig) -> str:
-    return f"{optimizer.name}, {optimizer.schedule} schedule from {optimizer.learning_rate:g}"
+def _training(config: Config, step: int, train_steps: int) -> str:
+    """Rows of a table. Of a model from elsewhere (imported, at step 0) its files say little."""
+    imported = config.data.source == IMPORTED
+    optimizer = config.optimizer
+    about = {
+        "data": "that of the imported model" if imported else f"`{config.data.source}`",
+        "tokenizer": f"`{config.data.tokenizer.partition(':')[0]}`",
+        "sequence length": f"{config.data.sequence_length:,}",
+    }
+    if step or not imported:
+        about |= {
+            "step exported": f"{step:,} of {train_steps:,}",
+            "tokens seen": f"{step * config.tokens_per_step:,}",
+            "seed": f"{config.seed}",
+            "compute": f"{config.model.compute_dtype} over float32 parameters",
+        }
+    if not imported:
+        schedule = f"{optimizer.schedule} schedule from {optimizer.learning_rate:g}"
+        about["optimizer"] = f"{optimizer.name}, {schedule}"
+    return "\n".join(f"| {name} | {value} |" for name, value in about.items())
 
 
 def _scores(results: AnyPath) -> str:

@@ -13,8 +13,8 @@ from ffn_alloc.errors import BadInput
 _TEXTS = [f"document {i}: " + "é" * (i % 7) for i in range(100)]
 
 
-def _read(source: str) -> list[str]:
-    pieces = files.pieces("data.source", source)
+def _read(source: str, field: str = "data.source") -> list[str]:
+    pieces = files.pieces(field, source)
     return [document.decode() for piece in pieces for document in piece.documents()]
 
 
@@ -81,8 +81,8 @@ def test_identity_follows_the_content_and_not_the_folder(tmp_path: Path):
 def test_broken_files_are_named(tmp_path: Path, kind: str, name: str, content: bytes, message: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=message) as caught:
-        _read(f"{kind}:{tmp_path}/{name}")
-    assert name in str(caught.value)
+        _read(f"{kind}:{tmp_path}/{name}", "data.validation_source")
+    assert name in str(caught.value) and caught.value.field == "data.validation_source"
 
 
 def test_parquet_content_that_is_broken(tmp_path: Path):

@@ -202,7 +202,7 @@ def test_an_import_goes_out_with_its_own_tokenizer(tmp_path, monkeypatch):
     assert theirs("a</s>")["input_ids"][0] == theirs.bos_token_id == 0
     card = (out / "README.md").read_text()
     assert "files are those that it came with" in card and "nothing is put" not in card
-    assert "| optimizer | that of the imported model |" in card
+    assert "| data | that of the imported model |" in card
 
 
 @pytest.mark.parametrize(

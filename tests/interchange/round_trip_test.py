@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,3 +183,18 @@ def test_card_and_generation_config(tmp_path):
     assert "not compared" in card
     ids = json.loads((out / "generation_config.json").read_text())
     assert ids == {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
+
+
+def test_the_card_of_an_imported_model_says_what_its_files_say(tmp_path):
+    run = make_run(tmp_path, "uniform", **{"train.steps": 9})
+    source = export(run, "llama", tmp_path / "source")
+    own = _card_of_an_import(source, tmp_path / "own")
+    assert "| step exported | 7 of 9 |" in own and "| tokens seen | 1,120 |" in own
+    change_config(source, ffn_alloc="REMOVE")
+    foreign = _card_of_an_import(source, tmp_path / "foreign")
+    assert "step exported" not in foreign and "tokens seen" not in foreign
+
+
+def _card_of_an_import(source: Path, folder: Path) -> str:
+    import_run(source, folder / "run")
+    return (export(load_run(folder / "run"), "llama", folder / "out") / "README.md").read_text()
