@@ -6,11 +6,12 @@
 #
 # One quickstart runs undisturbed. A second one is stopped three times: by SIGTERM to its tasks, by
 # SIGTERM to its batch shell, and by a job that preempts it. It must go back into the queue each
-# time and end in the same checkpoint, digest by digest. Stand-ins for python show the rest: the
-# time limit requeues, bad input does not, a fault starts four times in all. TASKS (1) is the
-# number of processes, one a node; two need "127.0.0.1 HOSTNAME n1 n2" in /etc/hosts. The ARGUMENTs
-# go to ffn_alloc.main. It takes five to twenty minutes. Not part of the suite: it starts daemons,
-# which it ends, and writes to a new folder of /tmp, which it keeps if it fails.
+# time and end in the same checkpoint, digest by digest. A third is cancelled: it saves, and stays
+# cancelled. Stand-ins for python show the rest: the time limit requeues, bad input does not, a fault
+# starts four times in all. TASKS (1) is the number of processes, one a node; two need
+# "127.0.0.1 HOSTNAME n1 n2" in /etc/hosts. The ARGUMENTs go to ffn_alloc.main. It takes five to
+# twenty minutes. Not part of the suite: it starts daemons, which it ends, and writes to a new folder
+# of /tmp, which it keeps if it fails.
 set -euo pipefail
 tasks=${1:-1} arguments=("${@:2}")
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -136,6 +137,15 @@ await "$urgent" JobState COMPLETED
 await "$job" JobState COMPLETED
 diff <(digests undisturbed) <(digests stopped)
 cmp <(digests undisturbed) <(digests stopped) && echo "the same $(digests stopped | grep -c '\[') digests"
+
+echo "== cancelled"
+job=$(train cancelled)
+reach cancelled 30
+scancel "$job"
+await "$job" JobState CANCELLED
+sleep 10 # in which it would go back into the queue
+[ "$(field "$job" JobState) $(field "$job" Restarts)" = "CANCELLED 0" ]
+ls "$work"/cancelled/checkpoints/*/meta/metadata
 
 echo "== time limit"
 # shellcheck disable=SC2016  # for the shell of the stand-in to expand
