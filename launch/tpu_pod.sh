@@ -80,14 +80,17 @@ while now=$(state); do
   [ "$now" = "${before:-}" ] || say "$name: $now"
   case $now in
     ACTIVE/READY)
-      code=0 && follow "$@" || code=$?
+      began=$(date +%s) code=0 && follow "$@" || code=$?
       case $code in
         0 | "$BAD_INPUT" | "$DIVERGED") finish "$code" ;;
         "$OTHER") fail "$name trains with other arguments; give them, another --name, or delete it" ;;
         "$NO_RUN") begin "$@" || fault ;;
         "$PREEMPTED") ;; # is the slice still there?
         "$FAULT") fault ;;
-        *) sleep 60; [ $((lost += 1)) -le "$MAX_LOST" ] || finish 1 ;; # the connection
+        *) # the connection, which held if it lasted; the run does not need it
+          [ $(($(date +%s) - began)) -lt 600 ] || lost=0
+          [ $((lost += 1)) -le "$MAX_LOST" ] || { say "cannot reach $name; it may train on"; exit 1; }
+          sleep 60 ;;
       esac ;;
     NONE) create || fault ;;
     FAILED) remove || true; fault ;;

@@ -12,6 +12,7 @@ from ffn_alloc.errors import BadInput
 
 _PAPER = Path(__file__).resolve().parents[2] / "configs" / "paper.py"
 POSITIONS = ("first", "middle", "final")
+_LONGEST_NAME = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +27,16 @@ class Run:
     @property
     def job_name(self) -> str:
         """The name, and what tells it from the run of this name in another sweep's directory."""
-        return f"{self.name}-{hashlib.sha256(str(self.workdir.parent).encode()).hexdigest()[:6]}"
+        return f"{self.name}-{_mark(self.workdir.parent.resolve())}"
 
     @property
     def dns_name(self) -> str:
-        """`job_name` as Google Cloud and Kubernetes take it."""
-        return "".join(c if c.isalnum() else "-" for c in self.job_name.lower()).strip("-")
+        """`job_name` as Google Cloud and Kubernetes take it: pods add to it, of 63 characters."""
+        name = "".join(c if c.isalnum() else "-" for c in self.job_name.lower()).strip("-")
+        if len(name) > _LONGEST_NAME:
+            mark = _mark(self.workdir.resolve())
+            name = f"{name[: _LONGEST_NAME - 1 - len(mark)].rstrip('-')}-{mark}"
+        return name
 
     @property
     def command_arguments(self) -> list[str]:
@@ -110,6 +115,10 @@ def _check_not_ours(overrides: Sequence[str]) -> None:
         key = override.partition("=")[0].lstrip("-").removeprefix("config.")
         if key in flags:
             raise BadInput("--", override, "is what the sweep sets", f"Use {flags[key]}")
+
+
+def _mark(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:6]
 
 
 def _words(spec: str) -> str:

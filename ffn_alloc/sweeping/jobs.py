@@ -55,6 +55,7 @@ class Jobs:
         self._stopping = False
         self._queue_is_silent = False
         launchers.in_queue(launcher)
+        launchers.check(launcher, runs)
 
     def work(self) -> None:
         """Until every run has ended; after `stop`, until every process has."""

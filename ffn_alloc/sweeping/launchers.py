@@ -12,7 +12,18 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.sweeping.states import log_of
 
-_LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_LAUNCH = _CHECKOUT / "launch"
+
+
+def check(launcher: str, runs: Sequence[Run]) -> None:
+    """BadInput where the launcher cannot start them, whatever their state."""
+    if not _LAUNCH.is_dir():  # as in an installation from a wheel
+        problem, remedy = f"{_LAUNCH} is not there", "Work in a checkout: pip install -e ."
+        raise BadInput("--submit", launcher, problem, remedy)
+    if launcher in ("tpu", "gke"):
+        for run in runs:
+            _arguments_elsewhere(run)
 
 
 def training(launcher: str, run: Run, options: Sequence[str]) -> list[str]:
@@ -83,18 +94,31 @@ def _sbatch(name: str, run: Run, options: Sequence[str]) -> list[str]:
 def _tpu(run: Run, options: list[str]) -> list[str]:
     name = f"--name={run.dns_name}"
     script = str(_LAUNCH / "tpu_pod.sh")
-    return [script, name, "--delete", *options, "--", *run.command_arguments]
+    return [script, name, "--delete", *options, "--", *_arguments_elsewhere(run)]
 
 
 def _gke(run: Run, options: list[str]) -> list[str]:
-    name = run.dns_name
-    create = [str(_LAUNCH / "gke.sh"), f"--name={name}", *options, "--", *run.command_arguments]
-    # Until it is Completed or Failed (kubectl 1.31 waits for any value of a field).
-    ended = "jsonpath={.status.terminalState}"
-    wait = ["kubectl", "wait", f"--for={ended}", f"jobset/{name}", "--timeout=8760h"]
-    state = ["kubectl", "get", f"jobset/{name}", f"-o={ended}"]
-    script = f"{shlex.join(create)} && {shlex.join(wait)} && [ $({shlex.join(state)}) = Completed ]"
-    return ["bash", "-c", script]
+    once, script = str(_LAUNCH / "gke_once.sh"), str(_LAUNCH / "gke.sh")
+    named = [run.dns_name, script, f"--name={run.dns_name}"]
+    return [once, *named, *options, "--", *_arguments_elsewhere(run)]
+
+
+def _arguments_elsewhere(run: Run) -> list[str]:
+    """For a machine whose working directory is another checkout: the config's path in it."""
+    return [
+        _config_elsewhere(word) if word.startswith("--config=") else word
+        for word in run.command_arguments
+    ]
+
+
+def _config_elsewhere(word: str) -> str:
+    path, colon, rest = word.removeprefix("--config=").partition(":")
+    try:
+        inside = Path(path).resolve().relative_to(_CHECKOUT)
+    except ValueError as error:
+        problem = f"is not in {_CHECKOUT}, of which the other machines have a copy"
+        raise BadInput("--config", path, problem, "Put it into configs/ and commit it") from error
+    return f"--config={inside}{colon}{rest}"
 
 
 _TRAINING: dict[str, Callable[[Run, list[str]], list[str]]] = {

@@ -29,6 +29,7 @@ def test_asks_slurm_to_requeue_to_append_to_the_log_and_to_signal_the_tasks_in_t
     [
         ([0], 0, False, 0),
         ([75], 75, True, 0),
+        ([143], 75, True, 0),  # SIGTERM while python was starting
         ([2], 2, False, 0),
         ([1, 3], 3, False, 1),
         ([1, 137, 0], 0, False, 2),

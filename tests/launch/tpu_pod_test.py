@@ -173,6 +173,22 @@ def test_a_lost_connection_is_no_fault_and_the_run_is_followed_on(cloud: Cloud):
     assert cloud.calls("train") == [TRAIN]
 
 
+@pytest.mark.parametrize(("seconds", "ended"), [(1, True), (3600, False)])
+def test_a_run_that_cannot_be_reached_any_more_is_left_alone(
+    cloud: Cloud, seconds: int, ended: bool
+):
+    """Connections that lasted are not counted."""
+    (cloud.folder / "cloud" / "lost").write_text("once\n" * 70)
+    clock = f'echo $(( $(wc -l <"$FAKES/now") * {seconds} )); echo >>"$FAKES/now"'
+    (cloud.folder / "now").touch()
+    cloud.add("date", script=f"#!/bin/bash\n{clock}\n")
+    cloud.train("exit 0")
+    run = cloud.run(cloud.script, "--delete", *ALL)
+    assert run.returncode == ended, run.stderr
+    assert len(cloud.gcloud("delete")) == (not ended)
+    assert ("cannot reach middle70; it may train on" in run.stderr) == ended
+
+
 def test_ended_and_started_again_it_follows_the_run_that_goes_on(cloud: Cloud):
     wait = 'echo step 1; until [ -e "$FAKES/enough" ]; do /bin/sleep 0.05; done; echo step 2'
     cloud.train(wait)

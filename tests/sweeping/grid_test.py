@@ -108,3 +108,19 @@ def test_what_every_run_has_of_its_own_is_no_override(setting):
 def test_a_field_that_is_not_there():
     with pytest.raises(BadInput, match="train.stepz.*unknown key"):
         runs_of([], [], overrides=["--config.train.stepz=7"])
+
+
+def test_names_of_jobs_are_those_of_the_place_and_short_enough_for_pods(tmp_path: Path):
+    """However the directory is spelled; a pod's name has some 20 characters more, of 63."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    bases = {"middle70_285m": grid.bases(None, ["285m"])["285m"]}  # of 12 layers
+    specs = ["blocks:1,2,1,2,1,1,2,1,1,2,1,1", "blocks:1,2,1,2,1,1,2,1,1,2,1,2"]
+    spelled = [
+        grid.expand(tmp_path / part, bases, specs, ["0"], [], cli.load)[0]
+        for part in ("real", "link", "x/../real")
+    ]
+    names = [[(run.job_name, run.dns_name) for run in runs] for runs in spelled]
+    assert names[0] == names[1] == names[2]
+    short = {dns_name for _, dns_name in names[0]}
+    assert len(short) == 2 and max(map(len, short)) <= 40

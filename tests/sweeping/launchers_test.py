@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ffn_alloc import cli
+from ffn_alloc.errors import BadInput
 from ffn_alloc.sweeping import grid, launchers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,22 +37,84 @@ def test_the_tpu_script_takes_it(run):
     assert "--workdir=/runs/middle70_285m_s0" in found.stdout
 
 
+# A cluster of one JobSet, whose name and terminal state are files; `wait` ends it.
+_KUBECTL = r"""#!/usr/bin/env bash
+cd "$(dirname "$0")" || exit 9
+echo "$1" >>calls
+if [ -s trouble ]; then sed -i 1d trouble; exit 1; fi
+case $1 in
+  get) [ ! -e manifest ] || echo "NAME/$(cat ended 2>/dev/null)" ;;
+  create) [ ! -e manifest ] || exit 1; cat >manifest ;;
+  delete) rm manifest ended ;;
+  wait) cp then ended ;;
+esac
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    for name, text in (("kubectl", _KUBECTL), ("sleep", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "then").write_text("Completed")
+    return tmp_path
+
+
 @pytest.mark.parametrize("state, code", [("Completed", 0), ("Failed", 1)])
-def test_the_gke_script_takes_it_and_the_end_is_waited_for(run, tmp_path, state, code):
-    kubectl = tmp_path / "kubectl"
-    calls = tmp_path / "calls"
-    kubectl.write_text(
-        f'#!/usr/bin/env bash\necho "$*" >> {calls}\n'
-        f"case $1 in create) cat > {tmp_path}/manifest ;; get) echo {state} ;; esac\n"
-    )
-    kubectl.chmod(0o755)
-    found = call(launchers.training("gke", run, GKE), tmp_path)
+def test_the_gke_script_takes_it_and_the_end_is_waited_for(run, cluster, state, code):
+    (cluster / "then").write_text(state)
+    found = call(launchers.training("gke", run, GKE), cluster)
     assert found.returncode == code, found.stderr
-    verbs = [line.split()[0] for line in calls.read_text().splitlines()]
-    assert verbs == ["create", "wait", "get"]
-    assert "jsonpath={.status.terminalState}" in calls.read_text()
-    assert "middle70-285m-s0" in (tmp_path / "manifest").read_text()
-    assert "/runs/middle70_285m_s0" in (tmp_path / "manifest").read_text()
+    assert (cluster / "calls").read_text().split() == ["get", "create", "get", "wait", "get"]
+    assert "middle70-285m-s0" in (cluster / "manifest").read_text()
+    assert "/runs/middle70_285m_s0" in (cluster / "manifest").read_text()
+
+
+def test_a_jobset_that_runs_is_waited_for_and_one_that_ended_is_replaced(run, cluster):
+    command = launchers.training("gke", run, GKE)
+    (cluster / "manifest").write_text("")
+    assert call(command, cluster).returncode == 0
+    assert (cluster / "calls").read_text().split() == ["get", "get", "wait", "get"]
+    (cluster / "ended").write_text("Failed")
+    (cluster / "calls").unlink()
+    assert call(command, cluster).returncode == 0
+    verbs = (cluster / "calls").read_text().split()
+    assert verbs == ["get", "delete", "create", "get", "wait", "get"]
+
+
+def test_a_cluster_that_does_not_answer_for_a_while_ends_no_run(run, cluster):
+    (cluster / "manifest").write_text("")
+    command = launchers.training("gke", run, GKE)
+    # The first question is answered.
+    trouble = _KUBECTL.replace(
+        "if [ -s trouble ]", "if [ $(wc -l <calls) -gt 1 ] && [ -s trouble ]"
+    )
+    (cluster / "kubectl").write_text(trouble)
+    (cluster / "trouble").write_text("no route\n" * 9)
+    assert call(command, cluster).returncode == 0
+    for name in ("ended", "calls"):
+        (cluster / name).unlink()
+    (cluster / "trouble").write_text("no route\n" * 99)
+    found = call(command, cluster)
+    assert found.returncode == 1 and "may train on" in found.stderr
+
+
+@pytest.mark.parametrize(("launcher", "options"), [("tpu", TPU), ("gke", GKE)])
+def test_other_machines_find_the_config_in_their_own_checkout(run, launcher, options):
+    command = launchers.training(launcher, run, options)
+    assert "--config=configs/paper.py:baseline_285m" in command
+    of_here = command.index("--")
+    assert not any(str(ROOT) in word for word in command[of_here:])
+    elsewhere = dataclasses.replace(run, arguments=("--config=/home/me/x.py",))
+    with pytest.raises(BadInput, match="--config = '/home/me/x.py': is not in"):
+        launchers.check(launcher, [elsewhere])
+
+
+@pytest.mark.parametrize("launcher", launchers.LAUNCHERS)
+def test_without_the_scripts_nothing_is_started(run, launcher, monkeypatch):
+    monkeypatch.setattr(launchers, "_LAUNCH", Path("/site-packages/launch"))
+    with pytest.raises(BadInput, match="launch is not there"):
+        launchers.check(launcher, [run])
 
 
 @pytest.mark.parametrize(("launcher", "options"), [("slurm", []), ("tpu", TPU), ("gke", GKE)])
