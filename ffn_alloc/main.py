@@ -20,7 +20,7 @@ from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.data.source_files import check_none_new
 from ffn_alloc.data.storage import cache_root
 from ffn_alloc.errors import BadInput
-from ffn_alloc.evaluation.in_training import make_evaluators
+from ffn_alloc.evaluation.in_training import make_perplexity, make_task_evaluators
 from ffn_alloc.training import host, processes, resume, workdir
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.loop import train
@@ -48,7 +48,13 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     mesh = make_mesh(config.mesh)
     watchdog.other("preparing data and restoring")
     check_mesh(config, mesh)
-    training_kernel(config, platform)  # refused here rather than after preparing data
+    # What is refused without data, is refused before they are prepared.
+    training_kernel(config, platform)
+    directory = paths.as_path("--workdir", _WORKDIR.value or Path("runs") / config.name)
+    paths.check_name("--workdir", directory)
+    if paths.is_remote(directory):
+        processes.from_first(lambda: paths.check_writable("--workdir", directory))
+    tasks = processes.in_every(lambda: make_task_evaluators(config, mesh))
     data = processes.in_every(lambda: ensure_prepared(config))
     processes.check_same("data fingerprint", data.fingerprint, "Prepare the same data everywhere")
     train_batches = functools.partial(
@@ -60,10 +66,8 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    evaluators = processes.in_every(lambda: make_evaluators(config, mesh, platform, data))
+    evaluators = [make_perplexity(config, mesh, platform, data), *tasks]
     record = resume.run_record(config, data.fingerprint)
-    directory = paths.as_path("--workdir", _WORKDIR.value or Path("runs") / config.name)
-    processes.from_first(lambda: paths.check_writable("--workdir", directory))
     with processes.lock(directory) as check_lease:
         processes.from_first(lambda: resume.check_workdir(directory, record))
         if processes.from_first(lambda: workdir.read_config(directory) is None):  # a new run

@@ -69,11 +69,20 @@ def check_readable(field: str, path: AnyPath) -> None:
 
 
 def check_writable(field: str, path: AnyPath) -> None:
-    """BadInput if nothing can be written to, or deleted from, this directory of a bucket."""
-    if is_remote(path):
-        with _storage_error(field, path):
-            write_atomically(path / _PROBE, "")
-            (path / _PROBE).unlink()
+    """BadInput if nothing can be written to, or deleted from, this directory."""
+    with _storage_error(field, path) if is_remote(path) else _disk_error(field, path):
+        write_atomically(path / _PROBE, "")
+        (path / _PROBE).unlink()
+
+
+def check_name(field: str, path: AnyPath) -> None:
+    """BadInput for a directory in which Orbax would write checkpoints that nobody can read.
+
+    It looks for its files by a pattern that begins with the directory's name as it is.
+    """
+    if found := [sign for sign in "[*?" if sign in str(path)]:
+        problem = f"has {found[0]} in its path, which checkpoints cannot be found by"
+        raise BadInput(field, str(path), problem, "Give another one, or a link to it")
 
 
 def write_atomically(path: AnyPath, content: str | bytes) -> None:
@@ -136,6 +145,15 @@ def _set_up() -> None:
     # What another process has written meanwhile is to be seen.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs, it raises too
+
+
+@contextlib.contextmanager
+def _disk_error(field: str, path: AnyPath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written to ({error.strerror})"
+        raise BadInput(field, str(path), problem, "Change its permissions, or make room") from error
 
 
 @contextlib.contextmanager

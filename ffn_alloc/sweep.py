@@ -14,20 +14,19 @@ from collections.abc import Callable
 from ffn_alloc import cli
 from ffn_alloc.config import Config
 from ffn_alloc.errors import BadInput
-from ffn_alloc.paths import local_path
+from ffn_alloc.paths import check_name, local_path
 from ffn_alloc.planning import forecast, topology
 from ffn_alloc.sweeping import grid, jobs, launchers, same_run, table
 
 _SIZES = "285m,570m,1p2b"
 _PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
 _PARSER.add_argument("--dir", required=True, help="for the runs' directories and logs/")
-_PARSER.add_argument("--grid", choices=["paper"], default="paper", help="baseline and bands")
 _PARSER.add_argument("--sizes", help=f"default: {_SIZES}")
 _PARSER.add_argument("--config", help="instead of the sizes: a config file, as for main")
-_PARSER.add_argument("--positions", default=",".join(grid.POSITIONS))
+_PARSER.add_argument("--positions", default=",".join(grid.POSITIONS), help="of the bands")
 _PARSER.add_argument("--ratios", default="10,30,50,70,90,100", help="percent")
 _PARSER.add_argument("--allocations", default="", help="further ones: first:1/2,blocks:1,2,1")
-_PARSER.add_argument("--seeds", default="0")
+_PARSER.add_argument("--seeds", default="0", help="0,1,2 trains every model three times")
 _PARSER.add_argument("--submit", choices=launchers.LAUNCHERS, help="start what is missing")
 _PARSER.add_argument("--parallel", type=int, default=1, help="runs at once")
 _PARSER.add_argument("--options", default="", help="of sbatch, or of the script in launch/")
@@ -57,6 +56,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         words = launchers.words("--then-evaluate", arguments.then_evaluate)
         check_later("--then-evaluate", words)
     directory = local_path("--dir", arguments.dir)
+    check_name("--dir", directory)
     runs, duplicates = grid.expand(directory, bases, specs, seeds, arguments.overrides, cli.load)
     if duplicates:
         names = ", ".join(duplicates)

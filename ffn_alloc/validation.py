@@ -40,6 +40,8 @@ _BOUNDS: tuple[tuple[Sequence[str], Callable[[Any], bool], str, str], ...] = (
     (_NOT_NEGATIVE, lambda value: value < 0, "is negative", "Give 0 or more"),
     (_FRACTIONS, lambda value: not 0 <= value <= 1, "is outside [0, 1]", "Give a fraction"),
     (_BETAS, lambda value: value == 1, "never forgets the first gradient", "Give less than 1"),
+    # jax counts steps in 32 bits with a sign.
+    (["train.steps"], lambda value: value >= 1 << 31, "is too large", "Give less than 2^31"),
     # jax would take the lower 32 bits.
     (["seed"], lambda value: value >= 1 << 32, "has more than 32 bits", "Give less than 2^32"),
 )

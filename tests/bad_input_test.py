@@ -1,8 +1,10 @@
 """Every kind of bad input to training: one message with field, value and remedy, before any
 compilation, and nothing on disk changes."""
 
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
@@ -16,6 +18,7 @@ from ffn_alloc.training import loop, state
 
 # Overrides of the quickstart, the field that the message names, and a part of the message.
 CONFIGS = [
+    ({"train.steps": 1 << 31}, "train.steps", "2^31"),
     ({"model.allocation": "middle"}, "model.allocation", "middle:R"),
     ({"model.allocation": "middle:0"}, "model.allocation", "(0, 1]"),
     ({"model.allocation": "middle:1.5"}, "model.allocation", "(0, 1]"),
@@ -111,6 +114,23 @@ def test_benchmarks_that_cannot_be_scored(train, cache: Path, tmp_path: Path, ov
         train(overrides)
     assert part in str(error.value)
     assert (tree(cache), tree(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workdir", "part"),
+    [
+        ({"eval.tasks": "no_such_task"}, None, "task"),
+        ({}, "gs://bucket", "gs://"),
+        ({}, "runs/seed[1]", "in its path"),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_they_are_prepared(
+    train, monkeypatch, overrides, workdir, part
+):
+    monkeypatch.setattr(main, "ensure_prepared", lambda _: pytest.fail("it prepared data"))
+    monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value=workdir))
+    with pytest.raises(BadInput, match=re.escape(part)):
+        train(overrides)
 
 
 def test_a_folder_without_manifest(train, tmp_path: Path):

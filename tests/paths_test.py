@@ -27,6 +27,15 @@ def test_several_may_write_the_same_file_at_once(tmp_path):
     assert path.read_text() in contents and [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.parametrize("name", ["[1]", "a*/run", "a/run?"])
+def test_names_that_checkpoints_cannot_be_found_by(tmp_path, name):
+    """Spaces, colons and other signs do no harm."""
+    paths.check_name("--workdir", tmp_path / 'a b:#%{}|é "q"')
+    with pytest.raises(BadInput, match="in its path") as error:
+        paths.check_name("--workdir", tmp_path / name)
+    assert error.value.field == "--workdir"
+
+
 def test_the_home_of_nobody_is_named():
     with pytest.raises(BadInput, match="home of a user") as error:
         paths.as_path("--workdir", "~nobody-here/run")

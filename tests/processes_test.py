@@ -169,7 +169,9 @@ main.{function} = fails
 """
 
 
-@pytest.mark.parametrize(("which", "function"), [(1, "ensure_prepared"), (0, "make_evaluators")])
+@pytest.mark.parametrize(
+    ("which", "function"), [(1, "ensure_prepared"), (0, "make_task_evaluators")]
+)
 @pytest.mark.usefixtures("killed")  # as above
 def test_what_one_process_alone_cannot_use_ends_all(tmp_path: Path, which: int, function: str):
     """As a disk of its machine: the others end with 2 as well, and launchers do not try again."""

@@ -27,6 +27,13 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.watch and arguments.step:
         remedy = "Leave it out: every checkpoint is scored"
         raise BadInput("--step", arguments.step, "is not for --watch", remedy)
+    scored = {"--watch": arguments.watch, "--tasks": arguments.tasks, "--suite": arguments.suite}
+    if arguments.prompt is not None and any(scored.values()):
+        flag = next(flag for flag, value in scored.items() if value)
+        problem, remedy = "is a text to be continued, and nothing is scored", f"Leave {flag} out"
+        raise BadInput("--prompt", arguments.prompt, problem, remedy)
+    if arguments.tasks and not suites.split_names(arguments.tasks):
+        raise BadInput("--tasks", arguments.tasks, "names no task", "Name some, or leave it out")
     following.check_step(arguments.step or "last")
 
 

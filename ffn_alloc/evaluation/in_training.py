@@ -36,8 +36,25 @@ class TaskEvaluator:
         }
 
 
-def make_evaluators(config: Config, mesh: Mesh, platform: str, data: Manifest) -> list[Any]:
-    """The evaluators of a run; BadInput for tasks that cannot be scored."""
+def make_task_evaluators(config: Config, mesh: Mesh) -> list[TaskEvaluator]:
+    """Of `eval.tasks`; BadInput for tasks that cannot be scored."""
+    names = split_names(config.eval.tasks)
+    if not names:
+        return []
+    tasks = benchmarks(
+        config,
+        mesh,
+        load_tokenizer(config),
+        names,
+        config.eval.task_data,
+        config.eval.task_limit,
+        progress=False,
+    )
+    return [TaskEvaluator(task) for task in tasks]
+
+
+def make_perplexity(config: Config, mesh: Mesh, platform: str, data: Manifest) -> Perplexity:
+    """Of the validation rows."""
     batches = functools.partial(
         pipeline.validation_batches,
         data,
@@ -47,13 +64,4 @@ def make_evaluators(config: Config, mesh: Mesh, platform: str, data: Manifest) -
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    tasks = benchmarks(
-        config,
-        mesh,
-        load_tokenizer(config),
-        split_names(config.eval.tasks),
-        config.eval.task_data,
-        config.eval.task_limit,
-        progress=False,
-    )
-    return [Perplexity(config, mesh, platform, batches), *map(TaskEvaluator, tasks)]
+    return Perplexity(config, mesh, platform, batches)

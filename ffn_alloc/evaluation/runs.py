@@ -26,6 +26,7 @@ from ffn_alloc.model.decoder import forward, init_params
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import restore_items, saved_steps
 from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta
+from ffn_alloc.training.compilation import matmul_precision
 from ffn_alloc.training.sharding import make_mesh, number_of_slices, shardings
 from ffn_alloc.training.step import layers_per_iteration
 from ffn_alloc.training.workdir import read_config
@@ -136,7 +137,8 @@ class Run:
         """Logits [B, T, V], float32, of any B and T."""
         kernel = choose_kernel(self.config.model, False, self.platform)
         unroll = layers_per_iteration(self.config, self.platform)
-        return _compiled(self.config.model, kernel, unroll)(self.params, jnp.asarray(tokens_BT))
+        with jax.default_matmul_precision(matmul_precision(self.config, self.platform)):
+            return _compiled(self.config.model, kernel, unroll)(self.params, jnp.asarray(tokens_BT))
 
     def continuation(
         self, prompt: str, max_new_tokens: int = 100, temperature: float = 0.0, seed: int = 0

@@ -14,6 +14,7 @@ from ffn_alloc.evaluation import results, table, tasks, validation_task
 from ffn_alloc.evaluation.benchmark import Benchmark
 from ffn_alloc.evaluation.results import ItemScores, Origin
 from ffn_alloc.evaluation.runs import Record, default_mesh, load_run, runnable
+from ffn_alloc.paths import check_writable
 from ffn_alloc.training.checkpoint_meta import params_digest
 
 SUITES = {
@@ -74,7 +75,7 @@ class Scoring:
         found = self.found(step)
         missing = [task for task in self._tasks if found[task.name] is None]
         if missing:
-            _make_directory(self._record)
+            _make_directory(self._record, step)
             run = load_run(self._record.workdir, step, self._mesh)
             about = {
                 "run": run.config.name,
@@ -125,11 +126,12 @@ def split_names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
 
-def _make_directory(record: Record) -> None:
+def _make_directory(record: Record, step: int) -> None:
     """Before the work, rather than failing after it."""
-    directory = record.workdir / "results"
+    directory = record.workdir / "results" / str(step)
     try:
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
         raise BadInput("--workdir", str(directory), problem, "Score a copy of the run") from error
+    check_writable("--workdir", directory)

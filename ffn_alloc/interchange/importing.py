@@ -19,6 +19,7 @@ from ffn_alloc.interchange import foreign_config, tokenizer_files, weight_files
 from ffn_alloc.interchange.foreign_config import Foreign, Provenance
 from ffn_alloc.interchange.tensors import digest, from_tensors, slots
 from ffn_alloc.model.decoder import Params
+from ffn_alloc.paths import check_name
 from ffn_alloc.training import workdir as workdirs
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.resume import run_record
@@ -112,6 +113,7 @@ def _trained(origin: Provenance, config: Config, params: Params) -> dict[str, An
 
 
 def _check_unused(workdir: Path) -> None:
+    check_name("--workdir", workdir)
     if workdir.exists() and not workdir.is_dir():
         raise BadInput("--workdir", str(workdir), "is a file", "Give a directory")
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - {workdirs.LOCK}:

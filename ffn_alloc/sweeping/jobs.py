@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from ffn_alloc.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput
+from ffn_alloc.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED, BadInput
 from ffn_alloc.sweeping import launchers
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.sweeping.states import (
@@ -144,7 +144,10 @@ class Jobs:
 
     def _fail(self, job: _Job, code: int) -> None:
         lines = log_of(job.run).read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        said = [line.strip() for line in lines if line.strip()]
+        errors = [line for line in said if line.startswith("error: ")]
+        # Bad input and divergence are told in one line; a library may print more after it.
+        last = ((errors if code in (EXIT_BAD_INPUT, EXIT_DIVERGED) else []) or said or [""])[-1]
         what = EVALUATION if job.evaluates else "training"
         record_outcome(job.run, f"{what} ended with {code}: {last:.300}")
         self.failed.append(job.run)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from etils import epath
 
 from ffn_alloc.config import CheckpointConfig
 from ffn_alloc.errors import BadInput, Diverged
-from ffn_alloc.paths import is_remote
+from ffn_alloc.paths import check_writable, is_remote
 from ffn_alloc.training import processes
 from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta, signed
 from ffn_alloc.training.metrics import digest
@@ -31,6 +32,7 @@ _EVICTED = ".evicted"
 _DAMAGED = ".damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _COMMITTED = "commit_success.txt"  # Orbax's, in buckets
+_INDEX = "manifest.ocdbt"  # of an item's arrays, which Orbax merges out of its processes' parts
 # Orbax encodes this much of an item at a time; without a limit a save needs twice the memory of
 # the state, and is no faster.
 _GB_IN_FLIGHT = 2
@@ -59,6 +61,7 @@ class Checkpoints:
         self._record = record
         self._check_lease = check_lease
         self._writer = ocp.AsyncCheckpointer(_handler())
+        self._saved: int | None = None  # by this process, whose config decides what is kept
         processes.from_first(self._tidy)
 
     def save(self, state: TrainState, step: int) -> None:
@@ -87,6 +90,7 @@ class Checkpoints:
         )
         with self._naming_the_last_good():
             self._writer.save(self.directory / str(step), args=args)
+        self._saved = step
 
     def restore_newest(self, abstract: TrainState, check: Any) -> tuple[TrainState, int] | None:
         """(state, step) of the newest intact checkpoint, or None where there is no checkpoint.
@@ -120,11 +124,13 @@ class Checkpoints:
         return self.directory / str(max(steps)) if steps else None
 
     def wait(self) -> None:
-        """Until the last save is complete; then deletes what the config does not keep."""
+        """Until the last save is complete; then, if there was one, deletes what the config does not
+        keep."""
         with self._naming_the_last_good():
             self._writer.wait_until_finished()
-        if not processes.is_first():
+        if not processes.is_first() or self._saved is None:
             return
+        self._check_whole(self.directory / str(self._saved))
         keep, keep_every = self._config.keep, self._config.keep_every
         for step in sorted(saved_steps(self.directory))[:-keep]:
             if not (keep_every and step % keep_every == 0):
@@ -133,6 +139,13 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._writer.close()
+
+    def _check_whole(self, path: epath.Path) -> None:
+        """SaveFailed where Orbax has left out what it reads arrays by, of which it only warns."""
+        lacking = [item for item in ("params", "optimizer") if not (path / item / _INDEX).exists()]
+        if path.exists() and lacking:
+            _set_aside(path, _DAMAGED)
+            raise SaveFailed(f"{path} lacks {lacking[0]}/{_INDEX}. {self._last_good()}")
 
     def _check_room(self, items: Any, step: int) -> None:
         lacking = shortage(self.directory, jax.tree.leaves(items), jax.process_count())
@@ -170,6 +183,8 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.directory.exists():
             return  # in a bucket there are no empty directories
+        if not is_remote(self.directory):  # main has asked the bucket
+            check_writable("--workdir", Path(self.directory))
         for path in self.directory.iterdir():
             unfinished = path.name.isdecimal() and not _is_complete(path)
             if unfinished or _UNFINISHED in path.name or _EVICTED in path.name:

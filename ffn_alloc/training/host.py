@@ -18,6 +18,7 @@ from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
 from ffn_alloc.training import processes
+from ffn_alloc.training.compilation import matmul_precision
 
 # Of the memory; above it, what is kept may be what is missing elsewhere: a process that saved and
 # restored came to 3.7 times its state, one that trained on short rows to 3.2.
@@ -32,7 +33,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def set_up_devices(config: Config, compiled_dir: Path) -> str:
     """Starts the backend and returns its platform: 'cpu', 'gpu' or 'tpu'.
 
-    Compiled programs are kept in `compiled_dir`: a second start compiles nothing.
+    Whatever is traced later multiplies as `matmul_precision` says. Compiled programs are kept in
+    `compiled_dir`: a second start compiles nothing.
     """
     # XLA takes 75 % of a GPU by default, and what plan says to fit may need more.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
@@ -44,7 +46,9 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
     state = count_bytes(config.model, config.optimizer.name).checkpoint
     if _is_cpu_only() and state < _SMALL_STATE * _memory_bytes():
         _keep_freed_memory()
-    return jax.default_backend()
+    platform = jax.default_backend()
+    jax.config.update("jax_default_matmul_precision", matmul_precision(config, platform))
+    return platform
 
 
 class StopRequest:

@@ -27,8 +27,9 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
     the last decay_fraction; constant: constant.
     """
     warmup = round(config.warmup_fraction * steps)
-    decay = {"cosine": steps - warmup, "wsd": round(config.decay_fraction * steps), "constant": 0}
-    decay_steps = decay[config.schedule]
+    # Both may be rounded up: the peak comes first.
+    decay = min(round(config.decay_fraction * steps), steps - warmup)
+    decay_steps = {"cosine": steps - warmup, "wsd": decay, "constant": 0}[config.schedule]
 
     def schedule(step: Any) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)

@@ -8,7 +8,7 @@ import pytest
 
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.benchmark import Benchmark
-from ffn_alloc.evaluation.in_training import make_evaluators
+from ffn_alloc.evaluation.in_training import make_perplexity, make_task_evaluators
 from ffn_alloc.evaluation.runs import load_run
 from ffn_alloc.evaluation.suites import benchmarks
 from ffn_alloc.training.sharding import make_mesh
@@ -36,13 +36,17 @@ def made(tmp_path_factory):
     return with_rows(directory, **overrides)
 
 
+def evaluators(config, mesh, data):
+    return [make_perplexity(config, mesh, "cpu", data), *make_task_evaluators(config, mesh)]
+
+
 @pytest.fixture(scope="module")
 def trained(made, tmp_path_factory):
     """(directory, last state) of a run with its evaluators."""
     config, data = made
     directory = tmp_path_factory.mktemp("trained") / "run"
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    return directory, run(config, directory, evaluators=make_evaluators(config, mesh, "cpu", data))
+    return directory, run(config, directory, evaluators=evaluators(config, mesh, data))
 
 
 def test_what_is_logged(made, trained):
@@ -104,7 +108,7 @@ def test_a_benchmark_that_fails_ends_neither_the_training_nor_the_other_scores(
 
     monkeypatch.setattr(Benchmark, "score", fail)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    run(config, tmp_path, evaluators=make_evaluators(config, mesh, "cpu", data))
+    run(config, tmp_path, evaluators=evaluators(config, mesh, data))
     logged = {name for row in exact_rows(tmp_path) for name in row}
     assert "eval/wikitext/word_nll" in logged
     assert not any(name.startswith("eval/lambada_openai") for name in logged)
@@ -126,4 +130,4 @@ def test_bad_tasks_are_told_before_the_training(made, tmp_path, tasks, directory
     bad, _ = with_rows(tmp_path, **{"eval.tasks": tasks, "eval.task_data": folder})
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     with pytest.raises(BadInput, match=part):
-        make_evaluators(bad, mesh, "cpu", data)
+        make_task_evaluators(bad, mesh)

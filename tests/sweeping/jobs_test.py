@@ -118,11 +118,13 @@ def test_whose_directory_another_took_meanwhile_has_not_failed(run, monkeypatch,
     assert work.failed == [] and str(state_of(run)) == "done"
 
 
-def test_bad_input_is_a_failure_as_before(run, monkeypatch, at_each_poll):
-    monkeypatch.setattr(launchers, "training", lambda *_: ["bash", "-c", "exit 2"])
+def test_bad_input_is_a_failure_and_its_error_is_the_reason(run, monkeypatch, at_each_poll):
+    said = "echo error: seed = -1: is negative; echo RuntimeError: Event loop is closed; exit 2"
+    monkeypatch.setattr(launchers, "training", lambda *_: ["bash", "-c", said])
     work = sweep(run)
     work.work()
     assert work.failed == [run]
+    assert state_of(run).why == "training ended with 2: error: seed = -1: is negative"
 
 
 def test_a_queue_that_does_not_answer_for_a_while(run, started, at_each_poll, monkeypatch, capsys):

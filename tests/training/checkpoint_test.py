@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffn_alloc.errors import Diverged
+from ffn_alloc.errors import BadInput, Diverged
 from ffn_alloc.training.checkpoint import (
     Checkpoints,
     SaveFailed,
@@ -19,6 +19,7 @@ from tests.training.runs import assert_equal_trees
 from tests.training.small_checkpoints import (
     RECORD,
     abstract,
+    folder,
     make_state,
     names,
     open_checkpoints,
@@ -76,6 +77,32 @@ def test_what_is_kept(tmp_path, keep, keep_every, kept):
     checkpoints = save(tmp_path, *range(1, 8), keep=keep, keep_every=keep_every)
     assert sorted(saved_steps(checkpoints.directory)) == kept
     assert names(checkpoints) == sorted(map(str, kept))  # and nothing beside them
+
+
+def test_nothing_is_deleted_by_who_saves_nothing(tmp_path):
+    """Such as a command that is refused, or finds the run finished, with another `keep`."""
+    save(tmp_path, 1, 2, 3)
+    checkpoints = open_checkpoints(tmp_path, keep=1)
+    checkpoints.close()
+    assert names(checkpoints) == ["1", "2", "3"]
+    assert names(save(tmp_path, 4, keep=1)) == ["4"]
+
+
+def test_a_save_that_nobody_could_read_is_not_silent(tmp_path):
+    """As Orbax leaves it, with no more than a warning, where a pattern fails it."""
+    checkpoints = save(tmp_path, 1)
+    checkpoints.save(make_state(2), 2)
+    checkpoints._writer.wait_until_finished()
+    (folder(checkpoints, 2) / "params" / "manifest.ocdbt").unlink()
+    with pytest.raises(SaveFailed, match=r"lacks params/manifest.* good checkpoint is .*/1$"):
+        checkpoints.wait()
+    assert names(checkpoints) == ["1", "2.damaged"]
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_the_training(tmp_path):
+    (tmp_path / "checkpoints" / ".writable").mkdir(parents=True)  # permissions do not stop root
+    with pytest.raises(BadInput, match="--workdir = .*/checkpoints': cannot be written to"):
+        open_checkpoints(tmp_path)
 
 
 def test_a_save_that_failed_in_the_background_is_not_silent(tmp_path, monkeypatch):

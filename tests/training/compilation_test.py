@@ -8,6 +8,8 @@ import pytest
 
 from ffn_alloc.training import compilation
 from ffn_alloc.training.sharding import make_mesh
+from ffn_alloc.training.state import abstract_state
+from ffn_alloc.training.step import make_train_step
 from tests.training.runs import micro_config
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -29,6 +31,22 @@ def test_kernels_run_at_once_on_a_single_hopper_card(device_kinds, at_once):
     devices = np.array([SimpleNamespace(device_kind=kind) for kind in device_kinds])
     mesh = SimpleNamespace(devices=devices, size=devices.size)
     assert compilation.kernels_run_at_once(mesh) == at_once
+
+
+@pytest.mark.parametrize("dtype, highest", [("float32", True), ("bfloat16", False)])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_float32_is_multiplied_as_such_where_it_is_not_by_default(platform, dtype, highest):
+    """Forward and backward: GPUs would take TF32, and TPUs bfloat16."""
+    config = micro_config(**{"model.compute_dtype": dtype})
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    batch = compilation.abstract_batch(config, mesh)
+    step = jax.jit(make_train_step(config, "cpu"))  # whose attention lowers for any platform
+    with jax.default_matmul_precision(compilation.matmul_precision(config, platform)):
+        traced = step.trace(abstract_state(config, mesh), batch)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 20
+    assert all(("precision = [HIGHEST, HIGHEST]" in line) == highest for line in products)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
