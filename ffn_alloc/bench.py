@@ -11,7 +11,6 @@ device attains, for this prediction and those of `plan --calibrate`.
 import functools
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ _CALIBRATE = flags.DEFINE_string("calibrate", None, "File for the rates measured
 
 
 def bench(config: Config) -> None:
-    earlier = speed.read(Path(_AGAINST.value)) if _AGAINST.value else None
+    earlier = speed.read(expanded("--against", _AGAINST.value)) if _AGAINST.value else None
     processes.join(None, None, None)
     host.set_up_devices(config, cache_root() / "compiled")
     mesh = make_mesh(config.mesh)

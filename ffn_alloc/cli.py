@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -113,10 +113,9 @@ def _explained(argv: Sequence[str], error: Exception) -> BadInput:
     if isinstance(error, flags.CantOpenFlagFileError) and isinstance(error.__context__, OSError):
         cause = error.__context__
         return BadInput("--flagfile", cause.filename, cause.strerror, "Name a file of flags")
-    words = re.findall(r"\w+", str(error))
     for argument in argv[1:]:
         field, _, value = argument.partition("=")
-        unknown = words[0] if words and words[0] in field.split(".")[1:] else None
+        unknown = _unknown_key(field)
         if isinstance(error, AttributeError | KeyError) and unknown:
             near = difflib.get_close_matches(unknown, _keys(Config), 1)
             remedy = f"Is it {near[0]}? {_REMEDY}" if near else _REMEDY
@@ -126,6 +125,19 @@ def _explained(argv: Sequence[str], error: Exception) -> BadInput:
         if f"flag {argument}" in str(error):
             return BadInput(field, value, _last_line(error), _REMEDY)
     return BadInput("command line", " ".join(argv[1:]), _last_line(error), _REMEDY)
+
+
+def _unknown_key(flag: str) -> str | None:
+    """The part of --config.a.b that no config has; None if there is none, or for another flag."""
+    first, *keys = flag.lstrip("-").split(".")
+    kind: Any = Config
+    for key in keys if first == "config" else []:
+        inner = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        types = {field.name: field.type for field in inner}
+        if key not in types:
+            return key
+        kind = types[key]
+    return None
 
 
 def _keys(kind: type) -> list[str]:

@@ -20,6 +20,12 @@ class BadInput(ValueError):
         return type(self), (self.field, self.value, self.problem, self.remedy)
 
 
+def missing_package(field: str, value: object, package: str, extra: str) -> BadInput:
+    """For what needs one of the optional dependencies."""
+    problem = f"needs the package {package}, which is not installed"
+    return BadInput(field, value, problem, f'Run: pip install "ffn_alloc[{extra}]"')
+
+
 class Diverged(FloatingPointError):
     """A loss, a gradient or a state of the training is not finite.
 

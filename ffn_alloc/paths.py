@@ -14,7 +14,7 @@ from pathlib import Path
 
 from etils import epath
 
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import BadInput, missing_package
 
 AnyPath = Path | epath.Path
 _SCHEME = "gs://"
@@ -33,8 +33,7 @@ def as_path(field: str, name: str | os.PathLike[str]) -> AnyPath:
         remedy = "Give a directory, gs://BUCKET/DIR, or where other storage is mounted"
         raise BadInput(field, text, "is neither a directory nor in Google Cloud Storage", remedy)
     if not importlib.util.find_spec("gcsfs"):
-        remedy = 'Run: pip install -e ".[gcs]"'
-        raise BadInput(field, text, "needs the package gcsfs, which is not installed", remedy)
+        raise missing_package(field, text, "gcsfs", "gcs")
     _set_up()
     return epath.Path(text)
 

@@ -12,7 +12,7 @@ from absl import flags
 from ffn_alloc import cli
 from ffn_alloc.config import Config
 from ffn_alloc.data import manifest, preparation
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import BadInput, missing_package
 
 _RUNNERS = ["local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner"]
 
@@ -57,8 +57,7 @@ def _shard_maker(config: Config) -> preparation.ShardMaker | None:
     try:
         from ffn_alloc.data import beam_runner
     except ModuleNotFoundError as error:
-        problem = f"the package apache-beam is not installed ({error})"
-        raise BadInput("--runner", runner, problem, 'Run: pip install "ffn_alloc[beam]"') from error
+        raise missing_package("--runner", runner, f"apache-beam ({error})", "beam") from error
     try:
         words = shlex.split(options)
     except ValueError as error:

@@ -43,13 +43,13 @@ def finish(workdir: Path, count: int, **options) -> Path:
 # Appends to the file `seen`.INDEX, for each update, a CRC of every row that the process puts in.
 SEEN = """
 import zlib
-from ffn_alloc.training import loop
-put = loop.put_batch
+from ffn_alloc.training import feeding
+put = feeding.put_batch
 def recorded(batch, *rest):
     with open(f"{seen}.{index}", "a") as file:
         print(*(zlib.crc32(row.tobytes()) for row in batch["inputs"]), file=file)
     return put(batch, *rest)
-loop.put_batch = recorded
+feeding.put_batch = recorded
 """
 
 
@@ -124,14 +124,14 @@ def _saved(workdir: Path) -> list[int]:
 WATCH = "from ffn_alloc.training import watchdog\nwatchdog._UPDATE = 15.0\n"
 STUCK = """
 import time
-from ffn_alloc.training import loop
-put = loop.put_batch
+from ffn_alloc.training import feeding
+put = feeding.put_batch
 def slow(batch, *rest, calls=[]):
     calls.append(1)
     if index == 1 and len(calls) == 15:
         time.sleep(1000)
     return put(batch, *rest)
-loop.put_batch = slow
+feeding.put_batch = slow
 """
 FAILING = """
 from ffn_alloc.evaluation.perplexity import Perplexity

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import BadInput, missing_package
 from ffn_alloc.paths import expanded
 
 _KINDS = "bytes, sentencepiece:PATH, huggingface:PATH or mistral-v1"
@@ -107,9 +107,4 @@ def mistral_path() -> Path:
         path = Path(folder) / "data" / "tokenizer.model.v1"
         if path.is_file():
             return path
-    raise BadInput(
-        "data.tokenizer",
-        "mistral-v1",
-        "the package mistral-common is not installed",
-        'Run: pip install "ffn_alloc[mistral]"',
-    )
+    raise missing_package("data.tokenizer", "mistral-v1", "mistral-common", "mistral")

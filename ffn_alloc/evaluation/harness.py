@@ -9,6 +9,9 @@ defines EOS alone. For an imported model that backend's BOS stands where its own
 from typing import Any
 
 from jax.sharding import Mesh
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ffn_alloc.config import Config
 from ffn_alloc.data.tokenizer import Tokenizer, check_fits
@@ -16,18 +19,6 @@ from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.beginning import beginning
 from ffn_alloc.evaluation.generation import check_options, complete
 from ffn_alloc.evaluation.scoring import Request, Scorer
-
-try:
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import normalize_gen_kwargs
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ModuleNotFoundError as error:
-    raise BadInput(
-        "--tasks",
-        "lm_eval",
-        f"the package {error.name} is not installed",
-        'Run: pip install -e ".[eval]"',
-    ) from error
 
 _MAX_NEW_TOKENS = 256  # where a task gives none; half of sequence_length, if that is less
 _NEUTRAL = {"top_p": (None, 1), "top_k": (None, 0, -1), "num_beams": (None, 1)}

@@ -35,11 +35,9 @@ class Scorer:
 
     A score does not depend on what else is asked, on the order or on the number of devices, but
     for rounding (in bfloat16 that of bfloat16). Every process of a run must ask the same.
-    `real_positions` of the `fed_positions` were tokens, the rest was padding.
     """
 
     def __init__(self, config: Config, mesh: Mesh, platform: str, progress: bool = False):
-        self.real_positions = self.fed_positions = 0
         self._longest = config.data.sequence_length
         self._mesh, self._progress = mesh, progress
         row_positions = _ROW_POSITIONS.get(platform, _ROW_POSITIONS_ELSEWHERE)
@@ -79,8 +77,6 @@ class Scorer:
         for length, which in self._row_lengths.batches([len(row.tokens) - 1 for row in rows]):
             batch = _batch(rows[which], self._row_lengths.rows(length), length)
             scores = self._token_scores(params, self._put(batch))
-            self.fed_positions += batch["inputs"].size
-            self.real_positions += sum(len(row.tokens) - 1 for row in rows[which])
             if pending is not None:
                 yield pending[0], *jax.device_get(pending[1])
             pending = rows[which], scores

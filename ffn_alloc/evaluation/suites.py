@@ -33,6 +33,7 @@ class Task(Protocol):
     name: str
     source: str
     primary: str | None
+    guessing: float | None
     origin: Origin
     item_ids: list[str]
 

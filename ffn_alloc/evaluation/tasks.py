@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import BadInput, missing_package
 from ffn_alloc.evaluation import task_data, task_names
 from ffn_alloc.evaluation.task_columns import COLUMNS
 
@@ -56,8 +56,7 @@ def load(names: Sequence[str], directory: str) -> list[HarnessTask]:
 def import_harness(needs_hub: bool) -> None:
     """Makes `import lm_eval` quiet, and quick to say when the hub cannot be reached."""
     if importlib.util.find_spec("lm_eval") is None:
-        remedy = 'Run: pip install -e ".[eval]"'
-        raise BadInput("tasks", "lm_eval", "the lm-evaluation-harness is not installed", remedy)
+        raise missing_package("tasks", "those of the lm-evaluation-harness", "lm_eval", "eval")
     if "HF_HUB_OFFLINE" not in os.environ and not (needs_hub and _hub_answers()):
         # Read when its libraries are imported; without it they try again for half a minute.
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import BadInput, missing_package
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -21,9 +21,7 @@ def require() -> None:
     try:
         import safetensors.numpy  # noqa: F401
     except ImportError as error:
-        raise BadInput(
-            "safetensors", None, "is not installed", 'Run: pip install -e ".[export]"'
-        ) from error
+        raise missing_package("export", "safetensors", "safetensors", "export") from error
 
 
 def write(

@@ -19,7 +19,7 @@ from typing import Any
 
 from ffn_alloc.chips import Chip
 from ffn_alloc.config import Config, from_dict
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import BadInput, missing_package
 from ffn_alloc.planning import collectives, counting, hlo
 from ffn_alloc.planning.topology import Topology, parse
 
@@ -144,8 +144,7 @@ def _require(module: str, topology: Topology, extra: str) -> None:
     except ModuleNotFoundError:
         found = None
     if not found:
-        remedy = f'pip install "ffn_alloc[{extra}]" (jax {importlib.metadata.version("jax")})'
-        raise BadInput("--topology", str(topology), f"needs the package {module}", remedy)
+        raise missing_package("--topology", str(topology), module, extra)
 
 
 def _target(chip: Chip) -> str:

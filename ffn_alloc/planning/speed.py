@@ -69,10 +69,10 @@ def read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
         wrong = [key for key in _COMPARED if not _positive(values[key])]
-    except (OSError, ValueError, KeyError, TypeError):
-        wrong = ["anything"]
-    if wrong:
-        problem = f"holds no result ({wrong[0]} is no finite number above 0)"
+        problem = f"holds no result ({wrong[0]} is no finite number above 0)" if wrong else ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"holds no result ({type(error).__name__}: {error})"
+    if problem:
         raise BadInput("--against", str(path), problem, "Give what bench --json printed")
     return values
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ffn_alloc.errors import BadInput
+from ffn_alloc.errors import missing_package
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.reporting import output
 from ffn_alloc.reporting.comparison import AVERAGE, compare
@@ -50,5 +50,4 @@ def _check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        remedy = 'Install it: pip install -e ".[eval]"'
-        raise BadInput("matplotlib", None, "is not installed", remedy) from error
+        raise missing_package("report", "figures", "matplotlib", "eval") from error

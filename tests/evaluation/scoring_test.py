@@ -236,13 +236,6 @@ def _shapes(jaxpr):
                 yield from _shapes(inner)
 
 
-def test_counts_real_and_fed_positions(monkeypatch):
-    monkeypatch.setattr(scoring, "_ROW_POSITIONS", {"cpu": 4 * T})
-    scorer = make_scorer()
-    scorer.score(restack_layers(PARAMS, CONFIG.model), [([1] * 20, [2] * 13)] * 5)
-    assert (scorer.real_positions, scorer.fed_positions) == (5 * 32, 2 * 4 * T)
-
-
 def report() -> dict:
     """Scores and generated tokens of every mesh, and how a batch's rows lie."""
     found: dict = {}

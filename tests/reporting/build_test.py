@@ -158,7 +158,7 @@ def test_a_fault_leaves_the_earlier_report(report, runs, monkeypatch):
 
 def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BadInput, match=re.escape('pip install -e ".[eval]"')):
+    with pytest.raises(BadInput, match=re.escape('pip install "ffn_alloc[eval]"')):
         build.write_report(runs[0], runs[1], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
