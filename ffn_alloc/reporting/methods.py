@@ -9,16 +9,17 @@ PARAGRAPHS = (
     "better, 100 · (b − s) / b. Positive is better in all of them. Averages weigh every task's "
     "primary metric equally and are given with and without the perplexity-like ones. The formula "
     "of the paper that the idea comes from (arXiv 2508.17734) is not known to us; this is our own. "
-    "Where a baseline's score is not clearly above 0 (by four standard errors) nothing is divided "
-    "by it, and the task is left out of the averages.",
+    "Where a baseline's score is not clearly above 0 (by four standard errors, and in each draw of "
+    "items) nothing is divided by it, and the task is left out of the averages.",
     f"Uncertainty of the items: all runs answered the same items, which are drawn again {DRAWS:,} "
     "times with replacement, in every draw the same ones for all runs, and independently for each "
     "task. Uncertainty of the seeds: the variance between seeds over their number, with Student's "
     "t distribution, since two to five seeds are too few to be drawn again (such intervals come "
     "out far too narrow). What one seed does on one item by chance is in both and counted once. An "
     "interval reaches √(t² · V(seeds) + t² · V(items)) to either side, each t of its own degrees "
-    "of freedom (Howe 1974): in simulations it holds the truth at least 95 times in 100, and up "
-    "to 99 where both parts matter.",
+    "of freedom (Howe 1974), but never less than the items alone, drawn again for the same models, "
+    "would ask for: the seeds of a few right answers often score alike by luck. In simulations it "
+    "holds the truth at least 95 times in 100, and 99 times or more where several parts matter.",
     "Pairs: a run starts from parameters and sees rows that depend on its seed alone, so runs of "
     "one seed are compared with each other where allocation and baseline have the same seeds. "
     "Otherwise all seeds of both count as independent ones (Welch), which can only widen the "
