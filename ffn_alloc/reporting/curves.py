@@ -73,3 +73,10 @@ def mean_curve(curves: list[Curve]) -> Curve:
         return np.mean(values, axis=0)
 
     return Curve(tokens_P, mean("seconds_P"), mean("loss_P"))
+
+
+def distance(curve: Curve, base: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, loss minus the base's) at the rows of `curve` where both have values."""
+    both_P = (base.tokens_P[0] <= curve.tokens_P) & (curve.tokens_P <= base.tokens_P[-1])
+    tokens_P = curve.tokens_P[both_P]
+    return tokens_P, curve.loss_P[both_P] - np.interp(tokens_P, base.tokens_P, base.loss_P)

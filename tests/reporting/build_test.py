@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.reporting import build, output
+from ffn_alloc.reporting import build, loss_figure, output
 from ffn_alloc.reporting.build import write_report
 from tests.reporting.fake_runs import score_run, write_result, write_run, write_seeds
 
@@ -92,6 +93,29 @@ def test_a_report_of_one_cell_without_curves_and_of_allowed_differences(runs, tm
     assert not (tmp_path / "out/figures/heatmap.svg").exists()
     assert "One seed of middle:0.7" in page
     assert "no training curve" in page
+
+
+def test_the_loss_figure_speaks_of_single_seeds_where_it_draws_them(report, runs, tmp_path):
+    assert "thin lines" not in (report[0] / "report.md").read_text()  # too many allocations
+    for seeds in (1, 2):
+        write_report(runs[0][:seeds], runs[4][:seeds], tmp_path / str(seeds))
+        page = (tmp_path / str(seeds) / "report.md").read_text()
+        assert "Training loss of" in page
+        assert ("thin lines: single seeds" in page) == (seeds == 2)
+
+
+def test_the_distance_is_drawn_as_far_as_the_baseline_goes(runs, tmp_path, monkeypatch):
+    drawn = []
+    limit = loss_figure._limit_distances
+    monkeypatch.setattr(
+        loss_figure, "_limit_distances", lambda axis: (drawn.append(axis), limit(axis))
+    )
+    short = [shutil.copytree(run, tmp_path / run.name) for run in runs[0]]
+    for run in short:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        (run / "metrics.jsonl").write_text("\n".join(lines[:4]))
+    write_report(short, runs[4], tmp_path / "out")
+    assert [len(line.get_xdata()) for line in drawn[0].lines] == [4, 4]
 
 
 def test_allowed_differences_stand_on_top(runs, tmp_path):

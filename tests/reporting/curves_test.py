@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ffn_alloc.reporting.curves import Curve, mean_curve, read_curve
+from ffn_alloc.reporting.curves import Curve, distance, mean_curve, read_curve
 
 
 def curve(*tokens: float) -> Curve:
@@ -24,6 +24,19 @@ def test_the_mean_is_at_every_row_that_all_runs_span():
 
 def test_runs_that_share_no_stretch_have_no_mean():
     assert len(mean_curve([curve(100, 200), curve(30, 60)]).tokens_P) == 0
+
+
+def test_the_distance_ends_where_either_curve_does():
+    """Equal curves: no distance, also where the baseline's ends while the loss still falls."""
+    for base in (curve(100, 200), curve(250, 350), curve(10, 500)):
+        tokens_P, distance_P = distance(curve(50, 120, 180, 260, 300), base)
+        assert tokens_P.tolist() == [t for t in (50, 120, 180, 260, 300) if t in within(base)]
+        np.testing.assert_allclose(distance_P, 0, atol=1e-12)
+    assert len(distance(curve(300, 400), curve(100, 200))[0]) == 0
+
+
+def within(base):
+    return range(int(base.tokens_P[0]), int(base.tokens_P[-1]) + 1)
 
 
 def row(number, **changes):
