@@ -1,6 +1,8 @@
 """The whole report: its files, that nothing is overwritten, and that it opens offline."""
 
 import csv
+import errno
+import os
 import re
 import shutil
 import sys
@@ -178,6 +180,31 @@ def test_a_fault_leaves_the_earlier_report(report, runs, monkeypatch):
         write_report(runs[0], runs[1], out)
     monkeypatch.undo()
     assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("refused", ["earlier", "fresh"])
+def test_a_directory_that_cannot_be_replaced_stays(report, monkeypatch, refused):
+    """As where one may not rename it; the report that was there comes back."""
+    out, _ = report
+    before = contents(out)
+    rename = output.Path.rename
+
+    def deny(path, target):
+        if (path == out) == (refused == "earlier") and path.name != "old":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(path, target)
+
+    monkeypatch.setattr(output.Path, "rename", deny)
+    with pytest.raises(BadInput, match="--out.*cannot be replaced: Device or resource busy"):
+        output.write(out, {"report.html": "new"})
+    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+def test_a_mount_point_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(output.Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(BadInput, match="--out.*file system is mounted"):
+        write_report([tmp_path / "nowhere"], [tmp_path / "nowhere"], tmp_path / "out")
 
 
 def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):
