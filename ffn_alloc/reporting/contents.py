@@ -142,7 +142,8 @@ def _tasks(study: Study, comparisons: Sequence[Comparison]) -> Section:
     blocks.append(TableBlock(title if folded else "", details, folded))
     chance = tables.chance_table(single)
     if chance:
-        caption = "What guessing would score: where nothing is better, a comparison says nothing"
+        caption = "What guessing (see Methods) would score: where nothing is better, a comparison "
+        caption += "says nothing"
         blocks.append(TableBlock(caption, chance))
     return Section("Task by task", tuple(blocks))
 
