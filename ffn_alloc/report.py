@@ -13,27 +13,33 @@ from ffn_alloc import cli
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import as_path
 from ffn_alloc.reporting.build import write_report
-from ffn_alloc.reporting.runs import of_sweep
+from ffn_alloc.reporting.sweep import Sweep, read_sweep
 
 
 def report(arguments: argparse.Namespace) -> None:
-    baseline = [as_path("--baseline", name) for name in arguments.baseline or []]
-    runs = [as_path("--runs", name) for name in arguments.runs or []]
     out = as_path("--out", arguments.out)
-    if arguments.sweep:
-        if baseline or runs:
-            remedy = "Leave out --baseline and --runs: it holds both"
-            raise BadInput("--sweep", str(arguments.sweep), "is not all that was given", remedy)
-        baseline, runs = of_sweep(as_path("--sweep", arguments.sweep))
+    given = _runs(arguments)
     answers = write_report(
-        baseline,
-        runs,
+        given.baseline,
+        given.runs,
         out,
         arguments.step,
         arguments.allow_different,
+        given.left_out,
     )
     print("\n".join(answers))
     print(f"{out / 'report.html'}")
+
+
+def _runs(arguments: argparse.Namespace) -> Sweep:
+    baseline = tuple(as_path("--baseline", name) for name in arguments.baseline or [])
+    runs = tuple(as_path("--runs", name) for name in arguments.runs or [])
+    if not arguments.sweep:
+        return Sweep(baseline, runs)
+    if baseline or runs:
+        remedy = "Leave out --baseline and --runs: it holds both"
+        raise BadInput("--sweep", str(arguments.sweep), "is not all that was given", remedy)
+    return read_sweep(as_path("--sweep", arguments.sweep), arguments.step)
 
 
 def _parser() -> argparse.ArgumentParser:

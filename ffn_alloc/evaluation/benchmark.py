@@ -32,6 +32,7 @@ _PRIMARY = {
     "lambada_openai": "acc",
     "wikitext": "word_perplexity",
 }
+_NEVER = -1e6  # the log-likelihood of what is not chosen: far below, per character too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,15 +215,39 @@ def _choice_problem(task: Any, doc: Any) -> str | None:
 
 
 def _guessing(task: Any, docs: list[Any]) -> float | None:
-    """The accuracy of guessing; None where there is nothing to choose from."""
+    """The accuracy of a choice at random, or of always the same one if all items have the same
+    choices and it scores more; None where there is nothing to choose from, or it is not known."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
-    shares = []
-    for doc in docs:
+    choices = [task.doc_to_choice(doc) for doc in docs]
+    scores = [_score_of_each(task, doc, own) for doc, own in zip(docs, choices, strict=True)]
+    if None in scores:
+        return None
+    level = math.fsum(math.fsum(own) / len(own) for own in scores) / len(docs)
+    if len(docs) == 1 or any(own != choices[0] for own in choices):
+        return level
+    return max(level, *(math.fsum(always) / len(docs) for always in zip(*scores, strict=True)))
+
+
+def _score_of_each(task: Any, doc: Any, choices: list[str]) -> list[float] | None:
+    """What each choice scores, 0 or 1; None if code of the task scores something else."""
+    from lm_eval.api.task import ConfigurableTask
+
+    standard = type(task).process_results is ConfigurableTask.process_results
+    if standard and not callable(task.config.process_results):
         gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-        right = len(set(gold)) if isinstance(gold, list) else 1
-        shares.append(right / len(task.doc_to_choice(doc)))
-    return math.fsum(shares) / len(shares)
+        golds = gold if isinstance(gold, list) else [gold]
+        right = {choices.index(one) if isinstance(one, str) else one for one in golds}
+        return [float(k in right) for k in range(len(choices))]
+    kinds, scores = _kinds(task), []
+    for chosen in range(len(choices)):
+        answers = [(0.0 if k == chosen else _NEVER, k == chosen) for k in range(len(choices))]
+        try:
+            found = task.process_results(doc, answers)
+            scores.append(float(next(found[name] for name in found if name in kinds)))
+        except Exception:  # the code of a task raises anything; guessing is then not known
+            return None
+    return scores if set(scores) <= {0.0, 1.0} else None
 
 
 def _check_finite(task: str, request: Any, answer: Any) -> None:

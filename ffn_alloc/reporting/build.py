@@ -16,11 +16,13 @@ def write_report(
     out: AnyPath,
     step: int | None = None,
     allow_different: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> list[str]:
     """Writes report.html, report.md, results.csv and figures/ into `out`; returns the answers.
 
     step: of the results, by default the last that all runs of a size have. allow_different: fields
-    in which runs may differ. BadInput, before anything is written, for what cannot be compared.
+    in which runs may differ. left_out: sentences about runs that were not given, for the warnings.
+    BadInput, before anything is written, for what cannot be compared.
     """
     output.check_free(out)
     _check_matplotlib()
@@ -32,7 +34,7 @@ def write_report(
     study = read_study(baseline, runs, step, allow_different)
     comparisons = compare(study)
     with style():
-        document = make_document(study, comparisons)
+        document = make_document(study, comparisons, left_out)
     files: dict[str, str | bytes] = {
         "report.html": html.render(document),
         "report.md": markdown.render(document),

@@ -1,6 +1,7 @@
 """What guessing scores, for results of versions that did not record it."""
 
-# One over the number of answers to choose from. ARC has a few questions with 3 or 5 answers.
+# One over the number of answers to choose from. ARC has a few questions with 3 or 5 answers, and
+# always the same answer to boolq scores more, by how much depends on its items.
 KNOWN_LEVELS = {
     "hellaswag": 0.25,
     "arc_easy": 0.25,

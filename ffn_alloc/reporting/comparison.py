@@ -142,8 +142,9 @@ def _on_task(
     improvement: Estimate | None,
 ) -> Comparison:
     about = size.results[task][size.baseline.first.workdir]
+    # Earlier versions did not record it, or without what always the same answer scores.
     recorded = (result.guessing for result in size.results[task].values())
-    level = next((guess for guess in recorded if guess is not None), None)
+    level = max((guess for guess in recorded if guess is not None), default=None)
     before, after = baseline.estimate(), mine.estimate()
     return Comparison(
         size,

@@ -22,10 +22,13 @@ from ffn_alloc.reporting.study import Study
 _SHORT_TABLE, _LONG_TABLE = 6, 40  # rows; what is longer is folded away
 
 
-def make_document(study: Study, comparisons: Sequence[Comparison]) -> Document:
+def make_document(
+    study: Study, comparisons: Sequence[Comparison], left_out: Sequence[str]
+) -> Document:
+    """`left_out`: what to say of runs that are not in the study."""
     curves = {run: read_curve(run.workdir, size.step) for size in study.sizes for run in size.runs}
     sections = [
-        _answer(study, comparisons, curves),
+        _answer(study, comparisons, curves, left_out),
         _averages(comparisons),
         _tasks(study, comparisons),
         _training(study, curves),
@@ -38,14 +41,17 @@ def make_document(study: Study, comparisons: Sequence[Comparison]) -> Document:
 
 
 def _answer(
-    study: Study, comparisons: Sequence[Comparison], curves: dict[Run, Curve | None]
+    study: Study,
+    comparisons: Sequence[Comparison],
+    curves: dict[Run, Curve | None],
+    left_out: Sequence[str],
 ) -> Section:
     blocks: list[Block] = []
     for size in study.sizes:
         averages = [c for c in comparisons if c.size is size and c.task == AVERAGE]
         prefix = f"{size.label}: " if len(study.sizes) > 1 else ""
         blocks.append(Paragraph(prefix + words.answer(averages), lead=True))
-    warnings = [*_warnings(study, comparisons, curves)]
+    warnings = [*left_out, *_warnings(study, comparisons, curves)]
     if warnings:
         blocks.append(Bullets(tuple(warnings), warning=True))
     return Section("", tuple(blocks))
@@ -136,7 +142,8 @@ def _tasks(study: Study, comparisons: Sequence[Comparison]) -> Section:
     blocks.append(TableBlock(title if folded else "", details, folded))
     chance = tables.chance_table(single)
     if chance:
-        caption = "What guessing would score: where nothing is better, a comparison says nothing"
+        caption = "What guessing (see Methods) would score: where nothing is better, a comparison "
+        caption += "says nothing"
         blocks.append(TableBlock(caption, chance))
     return Section("Task by task", tuple(blocks))
 

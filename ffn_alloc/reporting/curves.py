@@ -4,6 +4,7 @@ Shapes: P logged rows.
 """
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,18 +35,21 @@ class Curve:
 
 
 def read_curve(workdir: AnyPath, last_step: int) -> Curve | None:
-    """The curve up to `last_step`; None where no loss was logged. Broken lines are left out."""
+    """The curve up to `last_step`; None where no loss was logged.
+
+    Broken lines and those with a NaN, as of a run that diverged, are left out."""
     path = workdir / "metrics.jsonl"
     tokens, seconds, losses = [], [], []
     previous_step, elapsed = 0, 0.0
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
             step, loss = int(row["step"]), float(row["train/loss"])
             trained, step_seconds = float(row["train/tokens"]), float(row["perf/step_seconds"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue  # an evaluation, or the last line of a run that was killed
-        if previous_step < step <= last_step:
+        finite = all(map(math.isfinite, (loss, trained, step_seconds)))
+        if finite and previous_step < step <= last_step:
             elapsed += step_seconds * (step - previous_step)
             previous_step = step
             tokens.append(trained)
@@ -69,3 +73,10 @@ def mean_curve(curves: list[Curve]) -> Curve:
         return np.mean(values, axis=0)
 
     return Curve(tokens_P, mean("seconds_P"), mean("loss_P"))
+
+
+def distance(curve: Curve, base: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, loss minus the base's) at the rows of `curve` where both have values."""
+    both_P = (base.tokens_P[0] <= curve.tokens_P) & (curve.tokens_P <= base.tokens_P[-1])
+    tokens_P = curve.tokens_P[both_P]
+    return tokens_P, curve.loss_P[both_P] - np.interp(tokens_P, base.tokens_P, base.loss_P)

@@ -95,13 +95,15 @@ def select(all_runs: Scores, runs: Sequence[int]) -> Scores:
 
 
 def relative_improvement(baseline: Scores, cell: Scores) -> Improvement | None:
-    """None where the baseline scores about 0: there a relative improvement is not defined.
+    """None where the baseline scores about 0, or 0 in a draw of items: nothing is divided by that.
 
     Runs of the same seed start from the same parameters and see the same rows. Where cell and
     baseline have the same seeds, they are compared pair by pair; otherwise all seeds of both
     count, as independent ones.
     """
-    if baseline.mean <= _ZERO * baseline.estimate().standard_error:
+    baseline_R = baseline.resampled_RS.mean(axis=1)
+    near_0 = baseline.mean <= _ZERO * baseline.estimate().standard_error
+    if near_0 or baseline_R.min() <= 0:
         return None
     sign = 100 if cell.higher_is_better else -100
     # The derivatives of sign * (cell / baseline - 1).
@@ -117,7 +119,7 @@ def relative_improvement(baseline: Scores, cell: Scores) -> Improvement | None:
                 cell_group.resampled_RS + baseline_group.resampled_RS,
             ),
         )
-    ratio_R = cell.resampled_RS.mean(axis=1) / baseline.resampled_RS.mean(axis=1)
+    ratio_R = cell.resampled_RS.mean(axis=1) / baseline_R
     value = sign * (cell.mean / baseline.mean - 1)
     return Improvement(value, sign * (ratio_R - 1), groups, cell.items, paired)
 

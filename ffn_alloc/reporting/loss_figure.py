@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from ffn_alloc.reporting.curves import Curve, mean_curve
+from ffn_alloc.reporting.curves import Curve, distance, mean_curve
 from ffn_alloc.reporting.drawing import INK, OF_POSITION, OTHERS, Picture, mix, new_figure, picture
 from ffn_alloc.reporting.runs import Cell
 from ffn_alloc.reporting.study import SizeStudy
@@ -17,7 +17,8 @@ _LEGEND_COLUMNS = 6
 def loss_picture(size: SizeStudy, curves: dict[Cell, list[Curve]], number: int) -> Picture | None:
     """Training loss of one size against tokens and time, and its distance to the baseline's.
 
-    A cell whose seeds logged no common stretch is left out; None if it is the baseline."""
+    A cell whose seeds logged no common stretch is left out; None if it is the baseline.
+    """
     smoothed = {cell: [curve.smoothed() for curve in own] for cell, own in curves.items() if own}
     means = {cell: mean_curve(own) for cell, own in smoothed.items()}
     means = {cell: mean for cell, mean in means.items() if len(mean.tokens_P)}
@@ -25,9 +26,10 @@ def loss_picture(size: SizeStudy, curves: dict[Cell, list[Curve]], number: int) 
         return None
     cells = [cell for cell in (size.baseline, *size.cells) if cell in means]
     colours = _line_colours(size, cells)
+    single_seeds = len(cells) <= _FEW and any(len(smoothed[cell]) > 1 for cell in cells)
     rows = -(-len(cells) // _LEGEND_COLUMNS)
     figure = new_figure(3.4 + 0.22 * rows)
-    tokens, seconds, distance = figure.subplots(1, 3)
+    tokens, seconds, distances = figure.subplots(1, 3)
     unit, unit_name = _unit(max(c.tokens_P[-1] for own in curves.values() for c in own))
     clock, clock_name = _clock(max(c.seconds_P[-1] for own in curves.values() for c in own))
     for axis, label in ((tokens, f"tokens{unit_name}"), (seconds, f"training time, {clock_name}")):
@@ -36,19 +38,19 @@ def loss_picture(size: SizeStudy, curves: dict[Cell, list[Curve]], number: int) 
     base = means[size.baseline]
     for cell in cells:
         own, mean, colour = smoothed[cell], means[cell], colours[cell]
-        for curve in own if len(cells) <= _FEW and len(own) > 1 else []:
+        for curve in own if single_seeds and len(own) > 1 else []:
             tokens.plot(curve.tokens_P / unit, curve.loss_P, color=colour, alpha=0.3, lw=0.7)
             seconds.plot(curve.seconds_P / clock, curve.loss_P, color=colour, alpha=0.3, lw=0.7)
         tokens.plot(mean.tokens_P / unit, mean.loss_P, color=colour, lw=1.5, label=cell.label)
         seconds.plot(mean.seconds_P / clock, mean.loss_P, color=colour, lw=1.5)
-        there = np.interp(mean.tokens_P, base.tokens_P, base.loss_P)
-        distance.plot(mean.tokens_P / unit, mean.loss_P - there, color=colour, lw=1.5)
-    distance.set_xlabel(f"tokens{unit_name}")
-    distance.set_ylabel("loss minus the baseline's")
+        tokens_P, distance_P = distance(mean, base)
+        distances.plot(tokens_P / unit, distance_P, color=colour, lw=1.5)
+    distances.set_xlabel(f"tokens{unit_name}")
+    distances.set_ylabel("loss minus the baseline's")
     tokens.set_title(size.label)
     _limit_losses((tokens, seconds), base)
-    _limit_distances(distance)
-    for axis in (tokens, seconds, distance):
+    _limit_distances(distances)
+    for axis in (tokens, seconds, distances):
         axis.grid(True)
         axis.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=9)
@@ -56,7 +58,7 @@ def loss_picture(size: SizeStudy, curves: dict[Cell, list[Curve]], number: int) 
         figure,
         f"loss-{number}",
         f"Training loss of {size.label} (means over seeds, smoothed"
-        f"{', thin lines: single seeds' if len(cells) <= _FEW else ''}), against tokens and "
+        f"{', thin lines: single seeds' if single_seeds else ''}), against tokens and "
         "against the time of training steps, and its distance to the baseline's.",
     )
 

@@ -34,6 +34,8 @@ def check_free(out: AnyPath) -> None:
 def _check_local(out: Path) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise _bad(out, "is no directory")
+    if out.is_mount():
+        raise _bad(out, "cannot be replaced: a file system is mounted there")
     parent = _existing_parent(out)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise _bad(out, f"cannot be written: {parent} is no directory that is writable")
@@ -57,14 +59,14 @@ def write(out: AnyPath, files: Mapping[str, str | bytes]) -> None:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
         check_free(out)  # again: drawing took a while
         old = Path(scratch) / "old"
-        if out.exists():
-            out.rename(old)
         try:
+            if out.exists():
+                out.rename(old)
             fresh.rename(out)
-        except OSError:
+        except OSError as error:
             if old.exists():
                 old.rename(out)
-            raise
+            raise _bad(out, f"cannot be replaced: {error.strerror}") from error
 
 
 def _write_objects(out: AnyPath, files: Mapping[str, str | bytes]) -> None:

@@ -116,17 +116,6 @@ def read_run(workdir: AnyPath) -> Run:
     return run
 
 
-def of_sweep(directory: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
-    """(uniform runs, the others) in the directory of a sweep, those that were started."""
-    check_readable("--sweep", directory)
-    workdirs = sorted(path.parent for path in directory.glob("*/config.json"))
-    if not workdirs:
-        raise BadInput("--sweep", str(directory), "has no runs", "Give what sweep has as --dir")
-    runs = [read_run(workdir) for workdir in workdirs]
-    uniform = {run.workdir for run in runs if Cell((run,)).uniform}
-    return [w for w in workdirs if w in uniform], [w for w in workdirs if w not in uniform]
-
-
 def into_cells(runs: Sequence[Run]) -> list[Cell]:
     """Cells in order of appearance; BadInput where one has a seed twice."""
     members: dict[tuple[Any, ...], list[Run]] = {}

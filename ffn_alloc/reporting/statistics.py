@@ -6,16 +6,19 @@ sources of noise, and each is measured:
     items       which items the benchmark happens to have: bootstrap, the same draw for all runs
     seeds       which seeds happened to be trained: variance between seeds, Student's t
     both        what one seed does on one item by chance: in each of the two above, so that it is
-                taken out once
+                taken out of the items' part
 
 Three seeds are too few to be resampled (such intervals miss the truth several times too often),
 hence the t distribution for that part. The half width of an interval is
 
-    sqrt(t(seeds - 1)^2 * V_seeds + t(items - 1)^2 * V_items)
+    sqrt(max(t(seeds - 1)^2 * V_seeds, t(items - 1)^2 * V_both) + t(items - 1)^2 * V_items)
 
 (the combination of Howe 1974, J. Am. Stat. Assoc. 69:789, for sums of components of unequal
 degrees of freedom): exact where one part dominates and wider than needed in between, never
-narrower. p-values invert the same interval.
+narrower. p-values invert the same interval. The maximum is there for seeds that score alike by
+luck, as with counts of a few right answers: V_seeds then lacks the noise that was taken out of the
+items' part for its sake. All items tell V_both, so it needs no t of few degrees of freedom, and
+with it an interval is never narrower than that of the same models on other items.
 
 Where several allocations are compared with one baseline, the variance between seeds is taken from
 all of them together, as an analysis of variance does, but never below what the seeds of the
@@ -63,10 +66,11 @@ class Estimate:
     """An estimate with the variances of its mean. `seeds_df` 0: the noise of seeds is unknown."""
 
     value: float
-    items_variance: float
+    items_variance: float  # without both_variance
     items_df: float
-    seeds_variance: float
+    seeds_variance: float  # as measured: with a both_variance of its own, large or small by luck
     seeds_df: float
+    both_variance: float = 0.0  # as the items tell it
 
     @property
     def seed_noise_known(self) -> bool:
@@ -74,14 +78,11 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        return math.sqrt(self.items_variance + self.seeds_variance)
+        return math.sqrt(self.items_variance + max(self.seeds_variance, self.both_variance))
 
     def half_width(self, level: float = LEVEL) -> float:
         """Of the two-sided interval that misses the truth with a chance of `level`."""
-        squares = _quantile(level, self.items_df) ** 2 * self.items_variance
-        if self.seed_noise_known:
-            squares += _quantile(level, self.seeds_df) ** 2 * self.seeds_variance
-        return math.sqrt(squares)
+        return math.sqrt(self._squares(level, np.float64(self.seeds_variance)))
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         half = self.half_width(level)
@@ -104,27 +105,33 @@ class Estimate:
             optimize.brentq(excess, math.log(_SMALLEST_P), math.log(_LARGEST_P), xtol=1e-10)
         )
 
-    def smallest_detectable(self, power: float = POWER, level: float = LEVEL) -> float:
-        """The true effect that a test at `level` would find with probability `power`.
+    def smallest_detectable(self) -> float:
+        """The true effect that a test at LEVEL would find with probability POWER.
 
         The variances are taken as the true ones; no correction for many comparisons.
         """
         error = self.standard_error
         if error == 0:
             return 0.0
-        squares = np.full(1, _quantile(level, self.items_df) ** 2 * self.items_variance)
+        luck = np.ones(1)
         if self.seed_noise_known:
             middle = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
             luck = special.chdtri(self.seeds_df, middle) / self.seeds_df
-            factor = _quantile(level, self.seeds_df) ** 2
-            squares = squares + factor * self.seeds_variance * luck
-        halves = np.sqrt(squares) / error
+        of_seeds = luck * max(self.seeds_variance, self.both_variance)
+        halves = np.sqrt(self._squares(LEVEL, of_seeds)) / error
 
         def missing(effect: float) -> float:
             found = special.ndtr(effect - halves) + special.ndtr(-halves - effect)
-            return float(np.mean(found)) - power
+            return float(np.mean(found)) - POWER
 
         return error * optimize.brentq(missing, 0, 10 + 2 * float(halves.max()))
+
+    def _squares(self, level: float, seeds_variance: np.ndarray) -> np.ndarray:
+        """Of the half width, if the seeds showed this variance."""
+        of_items = _quantile(level, self.items_df) ** 2
+        of_seeds = _quantile(level, self.seeds_df) ** 2 if self.seed_noise_known else 0.0
+        by_seeds = np.maximum(of_seeds * seeds_variance, of_items * self.both_variance)
+        return of_items * self.items_variance + by_seeds
 
 
 def pool_seeds(groups: Sequence[SeedGroup]) -> SeedPool | None:
@@ -171,7 +178,7 @@ def estimate(
     seeds_df = in_seeds**2 / spread if spread else min(group.size for group in several) - 1
     if pool is not None:
         in_seeds, seeds_df = max(in_seeds, sum(shares) * pool.variance), pool.df
-    return Estimate(value, max(in_items - in_both, 0.0), items_df, in_seeds, seeds_df)
+    return Estimate(value, max(in_items - in_both, 0.0), items_df, in_seeds, seeds_df, in_both)
 
 
 def resample_items(

@@ -114,6 +114,44 @@ def test_guessing_counts_the_choices_of_each_item(tmp_path):
     assert Benchmark(task, HashModel(), 4).guessing == pytest.approx((2 / 3 + 1 / 5 + 1 / 4) / 4)
 
 
+def test_guessing_is_also_always_the_same_answer(tmp_path):
+    """Of yes and no questions of which nine in twelve are yes, and where letters are chosen."""
+    rows = [row | {"label": int(i >= 3)} for i, row in enumerate(benchmark_files.rows("boolq"))]
+    benchmark_files.write(tmp_path, "boolq", rows)
+    (task,) = tasks.load(["boolq"], str(tmp_path))
+    assert Benchmark(task, HashModel(), 0).guessing == pytest.approx(9 / 12)
+    assert Benchmark(task, HashModel(), 4).guessing == pytest.approx(3 / 4)
+    assert Benchmark(task, HashModel(), 1).guessing == 0.5  # one item tells nothing of the others
+
+
+def test_guessing_of_a_task_that_scores_by_code_of_its_own(tmp_path):
+    """truthfulqa_mc2: the share of likelihood on true answers, of which there are several."""
+    counts = [(3, 5), (1, 4), (2, 4)]
+    rows = [
+        {
+            "question": f"What is {true} of {n}?",
+            "mc1_targets": {"choices": list("abcd"), "labels": [1, 0, 0, 0]},
+            "mc2_targets": {"choices": list("abcde")[:n], "labels": [1] * true + [0] * (n - true)},
+        }
+        for true, n in counts
+    ]
+    for task in ("truthfulqa_mc1", "truthfulqa_mc2"):
+        benchmark_files.write(tmp_path, task, rows, "validation")
+    one, several = tasks.load(["truthfulqa_mc1", "truthfulqa_mc2"], str(tmp_path))
+    assert Benchmark(several, HashModel(), 0).guessing == pytest.approx((3 / 5 + 1 / 4 + 2 / 4) / 3)
+    doc = next(iter(several.task.eval_docs))
+    alike = several.task.process_results(doc, [(-1.0, False)] * 5)  # of a model that knows nothing
+    assert Benchmark(several, HashModel(), 1).guessing == pytest.approx(alike["acc"])
+    assert Benchmark(one, HashModel(), 1).guessing == 0.25
+
+
+@pytest.mark.parametrize("code", [lambda doc, answers: {"acc": 0.3}, lambda doc, answers: 1 / 0])
+def test_guessing_is_not_known_of_code_that_does_not_score_choices(loaded, code, monkeypatch):
+    task = loaded["piqa"].task
+    monkeypatch.setattr(task.config, "process_results", code)
+    assert Benchmark(loaded["piqa"], HashModel(), 0).guessing is None
+
+
 @pytest.mark.parametrize("task", ["hellaswag", "winogrande", "lambada_openai"])
 def test_standard_errors_are_those_of_the_harness(loaded, expected, task):
     scores = Benchmark(loaded[task], HashModel(), 0).score("p")

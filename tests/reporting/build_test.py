@@ -1,7 +1,10 @@
 """The whole report: its files, that nothing is overwritten, and that it opens offline."""
 
 import csv
+import errno
+import os
 import re
+import shutil
 import sys
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.reporting import build, output
+from ffn_alloc.reporting import build, loss_figure, output
 from ffn_alloc.reporting.build import write_report
 from tests.reporting.fake_runs import score_run, write_result, write_run, write_seeds
 
@@ -94,6 +97,29 @@ def test_a_report_of_one_cell_without_curves_and_of_allowed_differences(runs, tm
     assert "no training curve" in page
 
 
+def test_the_loss_figure_speaks_of_single_seeds_where_it_draws_them(report, runs, tmp_path):
+    assert "thin lines" not in (report[0] / "report.md").read_text()  # too many allocations
+    for seeds in (1, 2):
+        write_report(runs[0][:seeds], runs[4][:seeds], tmp_path / str(seeds))
+        page = (tmp_path / str(seeds) / "report.md").read_text()
+        assert "Training loss of" in page
+        assert ("thin lines: single seeds" in page) == (seeds == 2)
+
+
+def test_the_distance_is_drawn_as_far_as_the_baseline_goes(runs, tmp_path, monkeypatch):
+    drawn = []
+    limit = loss_figure._limit_distances
+    monkeypatch.setattr(
+        loss_figure, "_limit_distances", lambda axis: (drawn.append(axis), limit(axis))
+    )
+    short = [shutil.copytree(run, tmp_path / run.name) for run in runs[0]]
+    for run in short:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        (run / "metrics.jsonl").write_text("\n".join(lines[:4]))
+    write_report(short, runs[4], tmp_path / "out")
+    assert [len(line.get_xdata()) for line in drawn[0].lines] == [4, 4]
+
+
 def test_allowed_differences_stand_on_top(runs, tmp_path):
     write_report(runs[1], runs[2], tmp_path / "out", allow_different=["baseline"])
     page = (tmp_path / "out/report.html").read_text()
@@ -154,6 +180,31 @@ def test_a_fault_leaves_the_earlier_report(report, runs, monkeypatch):
         write_report(runs[0], runs[1], out)
     monkeypatch.undo()
     assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("refused", ["earlier", "fresh"])
+def test_a_directory_that_cannot_be_replaced_stays(report, monkeypatch, refused):
+    """As where one may not rename it; the report that was there comes back."""
+    out, _ = report
+    before = contents(out)
+    rename = output.Path.rename
+
+    def deny(path, target):
+        if (path == out) == (refused == "earlier") and path.name != "old":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(path, target)
+
+    monkeypatch.setattr(output.Path, "rename", deny)
+    with pytest.raises(BadInput, match="--out.*cannot be replaced: Device or resource busy"):
+        output.write(out, {"report.html": "new"})
+    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+def test_a_mount_point_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(output.Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(BadInput, match="--out.*file system is mounted"):
+        write_report([tmp_path / "nowhere"], [tmp_path / "nowhere"], tmp_path / "out")
 
 
 def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):

@@ -76,6 +76,20 @@ def test_of_any_task_that_says_what_guessing_scores(tmp_path, guessing, verdict)
     assert by_task(comparisons(*runs))["mmlu_anatomy"].verdict == verdict
 
 
+def test_the_highest_that_was_recorded_of_guessing_counts(tmp_path):
+    """A baseline scored before always the same answer was counted as a guess."""
+    runs = []
+    for name, allocation, right in (("base", "uniform", 0.62), ("mid", "middle:0.7", 0.58)):
+        runs.append([tmp_path / f"{name}{seed}" for seed in (0, 1, 2)])
+        for seed, run in enumerate(runs[-1]):
+            write_run(run, allocation, seed)
+            values_N = np.random.default_rng(seed).random(3000) < right
+            level = 0.62 if name == "mid" else 0.5
+            write_result(run, "boolq", values_N.astype(float), guessing=level)
+    boolq = by_task(comparisons(*runs))["boolq"]
+    assert boolq.guessing == 0.62 and boolq.uninformative
+
+
 def test_an_average_of_tasks_at_chance_is_at_chance(tmp_path):
     for name, allocation in (("base", "uniform"), ("mid", "middle:0.7")):
         for seed in (0, 1, 2):

@@ -52,6 +52,33 @@ def test_a_baseline_about_0_has_no_relative_improvement():
     assert relative_improvement(select(runs, [2]), select(runs, [1])) is None
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_few_right_answers_in_every_seed_are_about_0(seeds):
+    """Equal counts on different items: seeds that score alike say nothing of how sure that is."""
+    runs = accuracies(np.eye(2 * seeds, 200), [*range(seeds)] * 2)
+    baseline = select(runs, range(seeds))
+    assert relative_improvement(baseline, select(runs, range(seeds, 2 * seeds))) is None
+
+
+def test_a_draw_in_which_the_baseline_scores_0_has_no_relative_improvement():
+    runs = accuracies([[1, 1, 0, 0] * 50, [1, 1, 1, 0] * 50], [0, 0])
+    baseline, cell = select(runs, [0]), select(runs, [1])
+    assert relative_improvement(baseline, cell) is not None
+    baseline.resampled_RS[7] = 0.0
+    assert relative_improvement(baseline, cell) is None
+
+
+def test_equal_counts_of_rare_right_answers_are_no_proof():
+    """20 and 26 of 1,000 in each of three seeds, on different items: z is 1.5, p about 0.13."""
+    rows = np.zeros((6, 1000))
+    for run, row in enumerate(rows):
+        row[30 * run : 30 * run + (20 if run < 3 else 26)] = 1
+    runs = accuracies(rows, [0, 1, 2, 0, 1, 2])
+    found = relative_improvement(select(runs, range(3)), select(runs, range(3, 6)))
+    assert found is not None and found.value == pytest.approx(30.0)
+    assert found.estimate().p_value() > 0.1
+
+
 def test_the_same_seeds_are_paired_and_others_are_not():
     rows = RNG.random((7, 100)) < 0.6
     runs = accuracies(rows, [0, 1, 2, 0, 1, 2, 5])

@@ -1,5 +1,6 @@
 """Intervals and p-values: exact cases against scipy, and how often simulations agree."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -130,7 +131,9 @@ def test_a_pool_is_never_less_than_what_the_allocation_shows():
 
 
 def test_what_one_seed_does_on_one_item_is_counted_once():
-    """Noise of neither seeds nor items: the variance of a mean of 4 * 50 values, 1 / 200."""
+    """Noise of neither seeds nor items: the variance of a mean of 4 * 50 values, 1 / 200.
+
+    On average; `both_variance`, which bounds the seeds' part from below, is left aside here."""
     rng, totals = np.random.default_rng(7), []
     for _ in range(300):
         values_SN = rng.normal(0, 1, (4, 50))
@@ -139,6 +142,37 @@ def test_what_one_seed_does_on_one_item_is_counted_once():
         found = estimate(values_SN.mean(), drawn_RS.mean(axis=1), [group], 50)
         totals.append(found.items_variance + found.seeds_variance)
     assert np.mean(totals) == pytest.approx(1 / 200, rel=0.25)  # negative parts are cut to 0
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_seeds_that_score_alike_by_luck_leave_the_noise_of_their_items(seeds):
+    """Each right on items of its own: all noise is of one seed on one item, none between seeds."""
+    values_SN = np.kron(np.eye(seeds), np.ones(20)) @ np.eye(20 * seeds, 1000)
+    drawn_RS = resample_items(values_SN, np.ones_like(values_SN), 4000, np.random.default_rng(8))
+    found = estimate(0.02, drawn_RS.mean(axis=1), [SeedGroup(np.full(seeds, 0.02), drawn_RS)], 1000)
+    assert found.seed_noise_known and found.seeds_variance == pytest.approx(0)
+    share = 0.02 * seeds  # of the items, each right in one of the runs
+    error = np.sqrt(share * (1 - share) / 999) / seeds
+    assert found.half_width() >= 1.96 * 0.97 * error
+    assert found.half_width() <= 1.96 * 1.05 * error  # by so much and no more: it is all there is
+    assert found.standard_error >= 0.97 * error
+    assert math.isfinite(found.smallest_detectable())
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_bound_from_below_widens_few_intervals(seeds):
+    """Where it matters most, with noise of one seed on one item alone: less than 5 % on average."""
+    rng, halves = np.random.default_rng(9), []
+    for _ in range(400):
+        values_SN = rng.normal(0, 1, (seeds, 50))
+        drawn_RS = resample_items(values_SN, np.ones_like(values_SN), 100, rng)
+        group = SeedGroup(values_SN.mean(axis=1), drawn_RS)
+        found = estimate(values_SN.mean(), drawn_RS.mean(axis=1), [group], 50)
+        free = dataclasses.replace(found, both_variance=0.0)
+        assert found.half_width() >= free.half_width()
+        halves.append((found.half_width(), free.half_width()))
+    bound, free = np.mean(halves, axis=0)
+    assert bound < 1.05 * free
 
 
 @pytest.mark.parametrize("paired", [True, False])
