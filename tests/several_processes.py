@@ -40,16 +40,26 @@ def finish(workdir: Path, count: int, **options) -> Path:
     return workdir
 
 
-# Appends to the file `seen`.INDEX, for each update, a CRC of every row that the process puts in.
+# Appends to the file `seen`.INDEX, for each update, a CRC of every row that the process takes.
 SEEN = """
 import zlib
-from ffn_alloc.training import feeding
-put = feeding.put_batch
-def recorded(batch, *rest):
-    with open(f"{seen}.{index}", "a") as file:
-        print(*(zlib.crc32(row.tobytes()) for row in batch["inputs"]), file=file)
-    return put(batch, *rest)
-feeding.put_batch = recorded
+from ffn_alloc.training import loop
+feed = loop.on_devices
+def recorded(batches, *rest):
+    ahead = []
+    def noted():
+        for batch in batches:
+            ahead.append([zlib.crc32(row.tobytes()) for row in batch["inputs"]])
+            yield batch
+    taken = feed(noted(), *rest)
+    try:
+        for batch in taken:
+            with open(f"{seen}.{index}", "a") as file:
+                print(*ahead.pop(0), file=file)
+            yield batch
+    finally:
+        taken.close()
+loop.on_devices = recorded
 """
 
 
