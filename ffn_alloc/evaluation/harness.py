@@ -78,7 +78,9 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, each token behind EOS (an imported model's BOS) or what is
-        before it in its window of max_length tokens."""
+        before it in its window of max_length tokens.
+
+        The harness' Hugging Face backend has that BOS among the tokens too, behind another one."""
         windows: list[Request] = []
         stops = []
         for request in requests:

@@ -4,8 +4,8 @@ was measured on the machine at hand unless `--calibrate` brought it (`bench --ca
 Assumptions. Kernels and the collectives that block run one after the other; a kernel takes the
 longest of its FLOPs at the attained rate, its bytes at the attained bandwidth, and the shortest
 time of a kernel. A matrix product that sums over K reaches K / (K + half) of the attained rate,
-which is that of bfloat16; one of float32 operands a fifteenth of it on GPUs (67 of 989 TFLOP/s on
-an H100: no TF32) and a sixth on TPUs (six products of bfloat16 parts).
+which is that of bfloat16; on GPUs one of float32 operands a fifteenth of it (67 of 989 TFLOP/s on
+an H100; TF32 is switched off).
 Copies and collectives in the background run beside them, each kind in a row of its own, and the
 longest row is the step: what overlap fails to hide is not in it, nor is waiting for the host.
 A collective that leaves its slice or node is as fast as the network alone: one's own share of it,
@@ -26,7 +26,7 @@ from ffn_alloc.planning.collectives import Collective
 from ffn_alloc.planning.counting import Kernel
 from ffn_alloc.planning.topology import Topology
 
-_FLOAT32_SHARE = {"gpu": 1 / 15, "tpu": 1 / 6}  # of the rate of bfloat16
+_FLOAT32_ON_GPUS = 1 / 15  # of the rate of bfloat16
 _MAY_BE_ZERO = ("matmul_half_length", "kernel_seconds")
 
 
@@ -92,8 +92,8 @@ def predict(
     """The prediction for one device of the topology."""
     seconds = {kind: 0.0 for kind in ("matmul", "attention", "memory", "copy")}
     for kernel in kernels:
-        share = _FLOAT32_SHARE[topology.chip.platform] if "f32" in kernel.dtypes else 1.0
-        once = _kernel_seconds(kernel, rates, share)
+        slow = topology.chip.platform == "gpu" and "f32" in kernel.dtypes
+        once = _kernel_seconds(kernel, rates, _FLOAT32_ON_GPUS if slow else 1.0)
         seconds[kernel.kind.split("_")[0]] += kernel.times * once
     moving = {True: 0.0, False: 0.0}
     for move in collectives:

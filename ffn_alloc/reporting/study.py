@@ -252,7 +252,10 @@ def _label(run: Run) -> str:
     """'285M, 12 layers': parameters of the uniform model without embeddings."""
     model = run.config.model
     count = accounting.count_parameters(accounting.uniform_baseline(model)).non_embedding
-    unit, letter = (1e9, "B") if count >= 1e9 else (1e6, "M") if count >= 1e6 else (1e3, "k")
+    # By what three digits round it to.
+    unit, letter = (
+        (1e9, "B") if count >= 0.9995e9 else (1e6, "M") if count >= 0.9995e6 else (1e3, "k")
+    )
     return f"{count / unit:.3g}{letter}, {model.num_layers} layers"
 
 

@@ -280,6 +280,13 @@ def test_a_size_is_called_by_its_parameters(name, label, tmp_path):
     assert _label(Run(tmp_path, config, {}, 1)) == label
 
 
+def test_a_size_that_rounds_up_to_a_billion_is_one(tmp_path):
+    values = paper.get_config("baseline_1p2b").to_dict()
+    heads = {"num_heads": 12, "num_kv_heads": 12, "head_dim": 128}
+    values["model"] |= {"num_layers": 30, "d_model": 1536, "d_ff": 5184} | heads
+    assert _label(Run(tmp_path, from_dict(values), {}, 1)) == "1B, 30 layers"  # of 999,845,376
+
+
 def test_the_one_item_that_differs_is_named(root):
     write_result(root / "mid0", "piqa", [1.0] * 39, item_ids=[str(i) for i in range(39)])
     with pytest.raises(BadInput, match=r"39 items, 1 of them .* \('39' for example\)"):

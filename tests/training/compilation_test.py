@@ -33,10 +33,12 @@ def test_kernels_run_at_once_on_a_single_hopper_card(device_kinds, at_once):
     assert compilation.kernels_run_at_once(mesh) == at_once
 
 
-@pytest.mark.parametrize("dtype, highest", [("float32", True), ("bfloat16", False)])
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_float32_is_multiplied_as_such_where_it_is_not_by_default(platform, dtype, highest):
-    """Forward and backward: GPUs would take TF32, and TPUs bfloat16."""
+@pytest.mark.parametrize(
+    "platform, dtype, highest",
+    [("cuda", "float32", True), ("cuda", "bfloat16", False), ("tpu", "float32", False)],
+)
+def test_float32_is_multiplied_as_such_on_gpus(platform, dtype, highest):
+    """Forward and backward, where they would take TF32."""
     config = micro_config(**{"model.compute_dtype": dtype})
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     batch = compilation.abstract_batch(config, mesh)
