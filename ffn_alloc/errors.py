@@ -23,7 +23,7 @@ class BadInput(ValueError):
 def missing_package(field: str, value: object, package: str, extra: str) -> BadInput:
     """For what needs one of the optional dependencies."""
     problem = f"needs the package {package}, which is not installed"
-    return BadInput(field, value, problem, f'Run: pip install "ffn_alloc[{extra}]"')
+    return BadInput(field, value, problem, f'Run in the checkout: pip install -e ".[{extra}]"')
 
 
 class Diverged(FloatingPointError):

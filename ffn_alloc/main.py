@@ -52,8 +52,8 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     training_kernel(config, platform)
     directory = paths.as_path("--workdir", _WORKDIR.value or Path("runs") / config.name)
     paths.check_name("--workdir", directory)
-    if paths.is_remote(directory):
-        processes.from_first(lambda: paths.check_writable("--workdir", directory))
+    check = paths.check_writable if paths.is_remote(directory) else paths.check_creatable
+    processes.from_first(lambda: check("--workdir", directory))
     tasks = processes.in_every(lambda: make_task_evaluators(config, mesh))
     data = processes.in_every(lambda: ensure_prepared(config))
     processes.check_same("data fingerprint", data.fingerprint, "Prepare the same data everywhere")

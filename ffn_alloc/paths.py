@@ -71,7 +71,15 @@ def check_writable(field: str, path: AnyPath) -> None:
     """BadInput if nothing can be written to, or deleted from, this directory."""
     with _storage_error(field, path) if is_remote(path) else _disk_error(field, path):
         write_atomically(path / _PROBE, "")
-        (path / _PROBE).unlink()
+        (path / _PROBE).unlink(missing_ok=True)  # another process may be trying, too
+
+
+def check_creatable(field: str, path: Path) -> None:
+    """BadInput if this user may not make the directory, or write to it if it is there."""
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        problem = f"cannot be written to: {there} is not writable by this user"
+        raise BadInput(field, str(path), problem, "Give another directory, or change permissions")
 
 
 def check_name(field: str, path: AnyPath) -> None:

@@ -122,12 +122,17 @@ def test_benchmarks_that_cannot_be_scored(train, cache: Path, tmp_path: Path, ov
         ({"eval.tasks": "no_such_task"}, None, "task"),
         ({}, "gs://bucket", "gs://"),
         ({}, "runs/seed[1]", "in its path"),
+        ({}, "runs/one", "not writable"),
     ],
 )
 def test_what_needs_no_data_is_refused_before_they_are_prepared(
     train, monkeypatch, overrides, workdir, part
 ):
     monkeypatch.setattr(main, "ensure_prepared", lambda _: pytest.fail("it prepared data"))
+    if part == "not writable":  # permissions do not stop root
+        monkeypatch.setattr(main.paths.os, "access", lambda *_: False)
+    if workdir and "://" in workdir:  # as without the package: no network is asked
+        monkeypatch.setattr(main.paths.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value=workdir))
     with pytest.raises(BadInput, match=re.escape(part)):
         train(overrides)

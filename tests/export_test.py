@@ -112,7 +112,7 @@ def test_without_safetensors(workdir, tmp_path, run_verb, monkeypatch):
         code, _, warned = run_verb(
             f"--workdir={workdir if len(arguments) > 1 else tmp_path / 'r'}", *arguments
         )
-        assert code == 2 and 'pip install "ffn_alloc[export]"' in warned
+        assert code == 2 and 'pip install -e ".[export]"' in warned
     assert list(tmp_path.iterdir()) == []
 
 

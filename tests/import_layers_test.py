@@ -15,7 +15,7 @@ FLOORS = [
     "model data training.optimizer training.muon training.sharding training.metrics "
     "training.writers training.timing training.host training.workdir training.lease "
     "training.processes training.watchdog training.bucket_files training.room training.event_file "
-    "training.checkpoint_meta training.__init__",
+    "training.precision training.checkpoint_meta training.__init__",
     "training.state training.step training.compilation training.checkpoint training.resume "
     "training.feeding",
     "training.loop training.update_log training.measuring training.calibration "

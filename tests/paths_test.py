@@ -51,7 +51,7 @@ def test_other_addresses_are_refused(name):
 
 def test_without_gcsfs_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r'pip install "ffn_alloc\[gcs\]"'):
+    with pytest.raises(BadInput, match=r'pip install -e "\.\[gcs\]"'):
         paths.as_path("data.prepared_dir", "gs://bucket/rows")
 
 

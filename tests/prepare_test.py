@@ -52,7 +52,7 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"runner": "DirectRunner"}, "--runner = 'DirectRunner': .*pip install .ffn_alloc.beam.*"),
+        ({"runner": "DirectRunner"}, "--runner = 'DirectRunner': .*pip install -e .*beam.*"),
         ({"runner": "DirectRunner", "workers": 2}, "--workers = 2: does not reach --runner=Direct"),
         ({"beam_options": "--project=x"}, "--beam_options = '--project=x': .*Add --runner="),
     ],

@@ -81,7 +81,7 @@ def test_runs_of_a_sweep_without_results_of_the_step_are_left_out(grid, tmp_path
     found = report("--sweep", grid, "--step", "5", "--out", tmp_path / "out")
     assert found.returncode == 0, found.stderr
     page = (tmp_path / "out/report.md").read_text()
-    assert "base1, fin0, fin1 and mid1: no results; left out." in page
+    assert "base1, fin0, fin1 and mid1: no results of step 5; left out." in page
 
 
 @pytest.mark.parametrize("scored", ["none", "baselines", "others"])

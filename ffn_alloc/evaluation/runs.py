@@ -26,7 +26,7 @@ from ffn_alloc.model.decoder import forward, init_params
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import restore_items, saved_steps
 from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta
-from ffn_alloc.training.compilation import matmul_precision
+from ffn_alloc.training.precision import multiplying
 from ffn_alloc.training.sharding import make_mesh, number_of_slices, shardings
 from ffn_alloc.training.step import layers_per_iteration
 from ffn_alloc.training.workdir import read_config
@@ -137,7 +137,7 @@ class Run:
         """Logits [B, T, V], float32, of any B and T."""
         kernel = choose_kernel(self.config.model, False, self.platform)
         unroll = layers_per_iteration(self.config, self.platform)
-        with jax.default_matmul_precision(matmul_precision(self.config, self.platform)):
+        with multiplying(self.config.model.compute_dtype, self.platform):
             return _compiled(self.config.model, kernel, unroll)(self.params, jnp.asarray(tokens_BT))
 
     def continuation(
@@ -147,17 +147,18 @@ class Run:
 
         Temperature 0 takes the likeliest token each time, any other draws by the seed.
         """
-        return complete(
-            self.config,
-            self.mesh,
-            self.platform,
-            self.params,
-            self.tokenizer,
-            [prompt],
-            max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-        )[0]
+        with multiplying(self.config.model.compute_dtype, self.platform):
+            return complete(
+                self.config,
+                self.mesh,
+                self.platform,
+                self.params,
+                self.tokenizer,
+                [prompt],
+                max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+            )[0]
 
 
 def load_run(workdir: str | AnyPath, step: int | None = None, mesh: Mesh | None = None) -> Run:

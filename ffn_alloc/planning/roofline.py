@@ -5,7 +5,7 @@ Assumptions. Kernels and the collectives that block run one after the other; a k
 longest of its FLOPs at the attained rate, its bytes at the attained bandwidth, and the shortest
 time of a kernel. A matrix product that sums over K reaches K / (K + half) of the attained rate,
 which is that of bfloat16; on GPUs one of float32 operands a fifteenth of it (67 of 989 TFLOP/s on
-an H100; TF32 is switched off).
+an H100; TF32 is off where the config says float32).
 Copies and collectives in the background run beside them, each kind in a row of its own, and the
 longest row is the step: what overlap fails to hide is not in it, nor is waiting for the host.
 A collective that leaves its slice or node is as fast as the network alone: one's own share of it,

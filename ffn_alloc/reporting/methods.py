@@ -20,7 +20,7 @@ PARAGRAPHS = (
     "interval reaches √(t² · V(seeds) + t² · V(items)) to either side, each t of its own degrees "
     "of freedom (Howe 1974), but never less than the items alone, drawn again for the same models, "
     "would ask for: the seeds of a few right answers often score alike by luck. In simulations it "
-    "holds the truth at least 95 times in 100, and 99 times or more where several parts matter.",
+    "holds the truth about 95 times in 100, and up to 99 or more where several parts matter.",
     "Pairs: a run starts from parameters and sees rows that depend on its seed alone, so runs of "
     "one seed are compared with each other where allocation and baseline have the same seeds. "
     "Otherwise all seeds of both count as independent ones (Welch), which can only widen the "

@@ -35,7 +35,9 @@ def read_sweep(directory: AnyPath, step: int | None) -> Sweep:
     if not kept:
         return _sweep(runs)
     reasons = {
-        "no results": [run.name for run in runs if run not in scored],
+        "no results" + (f" of step {step}" if step else ""): [
+            run.name for run in runs if run not in scored
+        ],
         "nothing of the same size to compare with that has results": [
             run.name for run in scored if run not in kept
         ],

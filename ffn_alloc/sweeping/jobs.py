@@ -31,6 +31,7 @@ class _Job:
     run: Run
     process: subprocess.Popen
     evaluates: bool
+    log_start: int  # in bytes: what earlier starts have printed
 
 
 class Jobs:
@@ -114,12 +115,13 @@ class Jobs:
                 self._leave(run)
                 return
             record_outcome(run, "")
+            log_start = log_of(run).stat().st_size
             print(f"{run.name}: {shlex.join(command)}", file=sys.stderr)
             # A group of its own: Ctrl-C reaches it through `stop` alone.
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, start_new_session=True, pass_fds=[mark]
             )
-        self._active.append(_Job(run, process, evaluates))
+        self._active.append(_Job(run, process, evaluates, log_start))
         if self._stopping:  # `stop` did not see it
             process.terminate()
 
@@ -143,7 +145,8 @@ class Jobs:
                 self._fail(job, code)
 
     def _fail(self, job: _Job, code: int) -> None:
-        lines = log_of(job.run).read_text(encoding="utf-8", errors="replace").split("\n")
+        printed = log_of(job.run).read_bytes()[job.log_start :]
+        lines = printed.decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         errors = [line for line in said if line.startswith("error: ")]
         # Bad input and divergence are told in one line; a library may print more after it.

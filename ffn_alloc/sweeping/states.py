@@ -99,8 +99,8 @@ def _failed_evaluation(run: Run) -> str:
     if not outcome.startswith(EVALUATION):
         return ""  # what an earlier start of the training ended with
     results = run.workdir / "results" / str(run.config.train.steps)
-    scored = results.exists() and results.stat().st_mtime > _beside(run, "failed").stat().st_mtime
-    return "" if scored else outcome
+    newest = max((path.stat().st_mtime for path in results.glob("*.json")), default=0.0)
+    return "" if newest > _beside(run, "failed").stat().st_mtime else outcome
 
 
 def _beside(run: Run, what: str) -> Path:

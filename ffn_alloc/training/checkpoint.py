@@ -141,7 +141,9 @@ class Checkpoints:
         self._writer.close()
 
     def _check_whole(self, path: epath.Path) -> None:
-        """SaveFailed where Orbax has left out what it reads arrays by, of which it only warns."""
+        """SaveFailed where Orbax has left out what it reads arrays by, of which it only warns.
+
+        In process 0 alone, as other saves fail: the others end at the next step that they share."""
         lacking = [item for item in ("params", "optimizer") if not (path / item / _INDEX).exists()]
         if path.exists() and lacking:
             _set_aside(path, _DAMAGED)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from ffn_alloc.chips import chip_of
 from ffn_alloc.config import Config
+from ffn_alloc.training.precision import multiplying
 from ffn_alloc.training.sharding import batch_sharding, replicated, shardings
 from ffn_alloc.training.state import abstract_state
 from ffn_alloc.training.step import Batch, make_train_step
@@ -48,18 +49,9 @@ def compile_train_step(config: Config, mesh: Mesh, batch: Batch | None = None) -
     options = _COMPILER_OPTIONS.get(platform, {})
     if kernels_run_at_once(mesh):
         options = options | _AT_ONCE
-    with jax.set_mesh(mesh), jax.default_matmul_precision(matmul_precision(config, platform)):
+    with jax.set_mesh(mesh), multiplying(config.model.compute_dtype, platform):
         lowered = update.lower(abstract, batch or abstract_batch(config, mesh))
         return lowered.compile(options)
-
-
-def matmul_precision(config: Config, platform: str) -> str | None:
-    """'highest' for float32 on GPUs, which by default take 10 bits of its fraction (TF32).
-
-    None, the default, elsewhere: products of bfloat16 are exact, CPUs take all 23 bits, and the
-    step with six products of bfloat16 for each, on TPUs, did not compile within nine minutes."""
-    is_float32 = config.model.compute_dtype == "float32"
-    return "highest" if is_float32 and platform in ("gpu", "cuda", "rocm") else None
 
 
 def kernels_run_at_once(mesh: Mesh) -> bool:

@@ -18,7 +18,7 @@ from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
 from ffn_alloc.training import processes
-from ffn_alloc.training.compilation import matmul_precision
+from ffn_alloc.training.precision import matmul_precision
 
 # Of the memory; above it, what is kept may be what is missing elsewhere: a process that saved and
 # restored came to 3.7 times its state, one that trained on short rows to 3.2.
@@ -47,7 +47,8 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
     if _is_cpu_only() and state < _SMALL_STATE * _memory_bytes():
         _keep_freed_memory()
     platform = jax.default_backend()
-    jax.config.update("jax_default_matmul_precision", matmul_precision(config, platform))
+    precision = matmul_precision(config.model.compute_dtype, platform)
+    jax.config.update("jax_default_matmul_precision", precision)
     return platform
 
 

@@ -174,7 +174,7 @@ def test_mistral_is_found_without_importing_its_package(specs, tmp_path, monkeyp
 def test_mistral_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokenizer.importlib.util, "find_spec", lambda _: None)
     tokenizer.load.cache_clear()
-    with pytest.raises(BadInput, match=r'pip install "ffn_alloc\[mistral\]"'):
+    with pytest.raises(BadInput, match=r'pip install -e "\.\[mistral\]"'):
         tokenizer.load("mistral-v1")
 
 

@@ -171,7 +171,7 @@ def test_without_the_harness_the_extra_is_named(monkeypatch, directory):
     monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput) as error:
         tasks.load(["piqa"], str(directory))
-    assert 'pip install "ffn_alloc[eval]"' in str(error.value)
+    assert 'pip install -e ".[eval]"' in str(error.value)
 
 
 def test_all_tasks_of_the_paper_suite_are_there(directory):

@@ -209,7 +209,7 @@ def test_a_mount_point_is_refused_before_anything_is_read(tmp_path, monkeypatch)
 
 def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BadInput, match=re.escape('pip install "ffn_alloc[eval]"')):
+    with pytest.raises(BadInput, match=re.escape('pip install -e ".[eval]"')):
         build.write_report(runs[0], runs[1], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

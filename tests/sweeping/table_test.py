@@ -43,7 +43,10 @@ def test_a_failed_evaluation_of_a_run_that_is_done(run):
     results = run.workdir / "results" / "1000"
     results.mkdir(parents=True)
     later = results.stat().st_mtime + 9
-    os.utime(results, (later, later))  # scored by hand since
+    os.utime(results, (later, later))  # by a scoring that gave nothing
+    assert "done: evaluation ended with 2: error: --suite" in table.text([run], COST)
+    (results / "piqa.json").write_text("{}")
+    os.utime(results / "piqa.json", (later, later))  # scored by hand since
     assert table.text([run], COST).splitlines()[1].endswith("done")
 
 

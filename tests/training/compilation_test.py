@@ -1,15 +1,14 @@
 """What the step is compiled with."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from ffn_alloc.training import compilation
+from ffn_alloc.training import compilation, precision
 from ffn_alloc.training.sharding import make_mesh
-from ffn_alloc.training.state import abstract_state
-from ffn_alloc.training.step import make_train_step
 from tests.training.runs import micro_config
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -33,22 +32,25 @@ def test_kernels_run_at_once_on_a_single_hopper_card(device_kinds, at_once):
     assert compilation.kernels_run_at_once(mesh) == at_once
 
 
-@pytest.mark.parametrize(
-    "platform, dtype, highest",
-    [("cuda", "float32", True), ("cuda", "bfloat16", False), ("tpu", "float32", False)],
-)
-def test_float32_is_multiplied_as_such_on_gpus(platform, dtype, highest):
+@pytest.mark.parametrize("dtype, highest", [("float32", True), ("bfloat16", False)])
+def test_float32_is_multiplied_as_such_on_gpus(monkeypatch, dtype, highest):
     """Forward and backward, where they would take TF32."""
     config = micro_config(**{"model.compute_dtype": dtype})
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    batch = compilation.abstract_batch(config, mesh)
-    step = jax.jit(make_train_step(config, "cpu"))  # whose attention lowers for any platform
-    with jax.default_matmul_precision(compilation.matmul_precision(config, platform)):
-        traced = step.trace(abstract_state(config, mesh), batch)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    texts = []
+    on_a_gpu = partial(precision.multiplying, platform="gpu")
+    monkeypatch.setattr(compilation, "multiplying", lambda dtype, platform: on_a_gpu(dtype))
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda low, _: texts.append(low.as_text()))
+    compilation.compile_train_step(config, make_mesh(config.mesh, jax.devices()[:1]))
+    products = [line for line in texts[0].splitlines() if "stablehlo.dot_general" in line]
     assert len(products) > 20
     assert all(("precision = [HIGHEST, HIGHEST]" in line) == highest for line in products)
+
+
+def test_elsewhere_the_users_setting_stays():
+    with jax.default_matmul_precision("tensorfloat32"):
+        for dtype, platform in (("float32", "tpu"), ("float32", "cpu"), ("bfloat16", "gpu")):
+            with precision.multiplying(dtype, platform):
+                assert jax.config.jax_default_matmul_precision == "tensorfloat32"
 
 
 @pytest.mark.parametrize("at_once", [True, False])

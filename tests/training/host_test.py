@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from ffn_alloc.training import host
+from tests.training.runs import micro_config
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 needs_them = pytest.mark.skipif(
@@ -62,3 +64,18 @@ def printed(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_what_is_traced_later_multiplies_float32_as_such_on_a_gpu(tmp_path, monkeypatch):
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+    names = [f"jax_{name}" for name in (*names, "default_matmul_precision")]
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setattr(host, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
+    try:
+        assert host.set_up_devices(micro_config(), tmp_path) == "gpu"  # of float32
+        assert jax.config.jax_default_matmul_precision == "highest"
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
