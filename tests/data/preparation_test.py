@@ -193,7 +193,7 @@ def test_the_message_also_names_what_preparing_lacks(tmp_path, monkeypatch):
     with pytest.raises(BadInput) as caught:
         preparation.ensure_prepared(_config("tfds:c4/en:3.0.1", **fields))
     message = str(caught.value)
-    assert "finds no such prepared data set" in message and "ffn_alloc[mistral]" in message
+    assert "finds no such prepared data set" in message and '".[mistral]"' in message
     assert "python -m ffn_alloc.prepare" in message
 
 

@@ -55,12 +55,15 @@ def test_a_checkpoint_counts_from_its_last_object_to_the_deletion_of_that(monkey
     for step in (2, 4, 6):
         write_atomically(directory / str(step) / "params" / "array", "")
         write_atomically(directory / str(step) / "commit_success.txt", "")
+    for item in ("params", "optimizer"):  # what a save must have written
+        write_atomically(directory / "6" / item / "manifest.ocdbt", "")
     write_atomically(directory / "8" / "params" / "array", "")  # killed while it was saved
     write_atomically(directory / "4.damaged" / "params" / "array", "")
     assert sorted(saved_steps(directory)) == [2, 4, 6]
 
     config = micro_config(**{"checkpoint.keep": 1, "checkpoint.keep_every": 4}).checkpoint
     checkpoints = Checkpoints(directory, config, {})
+    checkpoints._saved = 6
     assert sorted(path.name for path in directory.iterdir()) == ["2", "4", "4.damaged", "6"]
 
     def stop(path, *_, **__):
