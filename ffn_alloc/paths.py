@@ -76,10 +76,15 @@ def check_writable(field: str, path: AnyPath) -> None:
 
 def check_creatable(field: str, path: Path) -> None:
     """BadInput if this user may not make the directory, or write to it if it is there."""
-    there = next(place for place in (path, *path.parents) if place.exists())
+    there = existing(path)
     if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
         problem = f"cannot be written to: {there} is not writable by this user"
         raise BadInput(field, str(path), problem, "Give another directory, or change permissions")
+
+
+def existing(path: Path) -> Path:
+    """It, or the nearest of the directories above it that is there."""
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def check_name(field: str, path: AnyPath) -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a sweep runs for a JobSet: gke_once.sh NAME COMMAND… creates it by COMMAND and waits for its
 # end. One that is there already is waited for, or, if it has ended, replaced. Exit code 0 if it is
-# Completed, else 1, or what COMMAND ended with. The JobSet does not need this script: the same command waits for it again.
+# Completed, else 1, or what COMMAND ended with. The JobSet does not need this script: the same
+# command waits for it again.
 set -euo pipefail
 readonly MAX_LOST=60
 say() { echo "gke_once.sh: $1" >&2; }

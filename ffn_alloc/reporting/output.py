@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.paths import AnyPath, check_writable, is_remote, write_atomically
+from ffn_alloc.paths import AnyPath, check_writable, existing, is_remote, write_atomically
 
 MARKED, MARK = "report.html", "ffn_alloc report"  # this file with this in it: one of ours
 _OURS = {"report.html", "report.md", "results.csv", "figures"}
@@ -36,7 +36,7 @@ def _check_local(out: Path) -> None:
         raise _bad(out, "is no directory")
     if out.is_mount():
         raise _bad(out, "cannot be replaced: a file system is mounted there")
-    parent = _existing_parent(out)
+    parent = existing(out.absolute().parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise _bad(out, f"cannot be written: {parent} is no directory that is writable")
 
@@ -75,13 +75,6 @@ def _write_objects(out: AnyPath, files: Mapping[str, str | bytes]) -> None:
         out.rmtree()
     for name in sorted(files, key=lambda name: name == MARKED):
         write_atomically(out / name, files[name])
-
-
-def _existing_parent(path: Path) -> Path:
-    for parent in path.absolute().parents:
-        if parent.exists():
-            return parent
-    return Path(path.anchor)
 
 
 def _bad(out: AnyPath, problem: str) -> BadInput:

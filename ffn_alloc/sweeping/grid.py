@@ -110,10 +110,14 @@ def expand(
 
 def _check_not_ours(overrides: Sequence[str]) -> None:
     """BadInput for what every run has of its own."""
-    flags = {"seed": "--seeds", "model.allocation": "--allocations", "name": "another --dir"}
-    flags["config"] = "--config before --"
+    flags = {
+        "seed": "--seeds",
+        "model.allocation": "--allocations",
+        "name": "another --dir",
+        "config": "--config before --",
+    }
     for override in overrides:
-        key = override.partition("=")[0].lstrip("-").removeprefix("config.").partition(":")[0]
+        key = override.partition("=")[0].lstrip("-").removeprefix("config.")
         if key in flags:
             raise BadInput("--", override, "is what the sweep sets", f"Use {flags[key]}")
 

@@ -56,6 +56,10 @@ def smaller_vocabulary(directory):
     path.write_text(path.read_text().replace('"vocab_size": 320', '"vocab_size": 256'))
 
 
+def results_that_take_no_file(directory):
+    (directory / "run" / "results" / "3" / ".writable").mkdir(parents=True)  # as for root
+
+
 def nothing(directory): ...
 
 
@@ -73,6 +77,7 @@ BAD = [
     ([], break_result, "is damaged"),
     ([], change_rows, "validation-00000"),
     ([], results_in_the_way, "cannot be written"),
+    ([], results_that_take_no_file, "results/3': cannot be written to"),
     (["--tasks=helaswag", TASKS], nothing, "Did you mean hellaswag"),
     (["--tasks=piqa", "--task_data=DIR/nowhere"], nothing, "no folder piqa"),
     (["--tasks=piqa", TASKS], change_labels, "label is no integer"),

@@ -105,6 +105,11 @@ def test_what_every_run_has_of_its_own_is_no_override(setting):
         runs_of([], [], overrides=[f"--config.{setting}"])
 
 
+def test_the_config_file_is_not_an_override():
+    with pytest.raises(BadInput, match="other.py:x'.*Use --config before --"):
+        runs_of([], [], overrides=["--config=configs/other.py:x"])
+
+
 def test_a_field_that_is_not_there():
     with pytest.raises(BadInput, match="train.stepz.*unknown key"):
         runs_of([], [], overrides=["--config.train.stepz=7"])
