@@ -7,6 +7,8 @@ import mmap
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +27,8 @@ from ffn_alloc.training.precision import matmul_precision
 _SMALL_STATE = 1 / 5
 
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
+_SECONDS_BETWEEN_TRIMS = 5.0
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -114,6 +118,17 @@ def _keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, -1)  # never
     mallopt(_M_TOP_PAD, 64 << 20)
     _ask_for_huge_pages(libc, _memory_bytes() // 2)
+    threading.Thread(target=_give_back_gaps, args=(libc,), daemon=True).start()
+
+
+def _give_back_gaps(libc: ctypes.CDLL) -> None:
+    """Returns, again and again, the memory of what is free between other blocks, but not what is
+    free at the heap's end. A step's buffer may not fit where it lay before, once something small
+    has taken an edge of that place; without this a process came to hold five of them."""
+    libc.malloc_trim.argtypes = (ctypes.c_size_t,)
+    while True:
+        time.sleep(_SECONDS_BETWEEN_TRIMS)
+        libc.malloc_trim(sys.maxsize)  # how much to leave at the end
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:

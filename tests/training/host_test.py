@@ -42,9 +42,38 @@ print(len(bytearray(100 << 20)))
 """
 
 
+# A block that is freed while another lies behind it, as in a step whose buffer found another place.
+GAP_IS_GIVEN_BACK = """
+import ctypes
+import mmap
+import time
+from ffn_alloc.training import host
+
+host._SECONDS_BETWEEN_TRIMS = 0.1
+host._keep_freed_memory()
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+held = lambda: int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE
+before, size = held(), 300 << 20
+gap, behind = libc.malloc(ctypes.c_size_t(size)), libc.malloc(64 << 20)
+ctypes.memset(gap, 1, size)
+assert held() - before > 0.9 * size
+libc.free(gap)
+until = time.monotonic() + 20
+while held() - before > 0.1 * size and time.monotonic() < until:
+    time.sleep(0.05)
+print(held() - before < 0.1 * size)
+"""
+
+
 @needs_them
 def test_arrays_lie_where_huge_pages_are_asked_for():
     assert printed(LIES_IN_HUGE_PAGES) == "True"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_is_free_between_other_blocks_is_given_back():
+    assert printed(GAP_IS_GIVEN_BACK) == "True"
 
 
 @needs_them
