@@ -32,6 +32,7 @@ from ffn_alloc.model.layers import (
     DecoderLayer,
     RMSNorm,
     matrix_std,
+    project,
     random_matrix,
     rotary_tables,
 )
@@ -218,12 +219,7 @@ def unembed(
     """Logits [B, T, V] of `hidden_states`; sums are float32 whatever they are rounded to."""
     tied = model.tie_embeddings
     kernel_DV = params["embedding"]["table"].T if tied else params["unembedding"]["kernel"]
-    return jnp.einsum(
-        "BTD,DV->BTV",
-        x_BTD,
-        kernel_DV.astype(x_BTD.dtype),
-        preferred_element_type=logits_dtype,
-    )
+    return project(x_BTD, kernel_DV, logits_dtype)
 
 
 def _init_group(model: ModelConfig, group: LayerGroup, layer_keys: jax.Array) -> Params:
