@@ -4,14 +4,18 @@
     pip install --pre levanter gitpython chex && python -m tests.against_others 100m levanter
 
 `torch` is transformers' Llama. Float32, all cores, the same shapes and tokens; forward, backward,
-clipping and AdamW on both sides. They take turns (8, or as many as are given as a third argument)
-of a few steps each, in random order, so that other work on the machine falls on all. A ratio is the
-median of the turns', with the 95 % of medians of resampled turns.
+clipping and AdamW on both sides, each in a process of its own as its users start it; torch once
+more where freed memory is kept and huge pages are asked for, as our runs do. They take turns (8, or
+as many as are given as a third argument) of a few steps each, in random order, so that other work
+on the machine falls on all. A ratio is the median of the turns', with the 95 % of medians of
+resampled turns.
 """
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import jax
 import numpy as np
@@ -33,44 +37,55 @@ data.sequence_length=256 train.global_batch_size=4""".split()
 _SHAPES = {"quickstart": [], "100m": _100M}
 _ALLOCATIONS = ("uniform", "middle:0.7")
 
+Steps = dict[str, Callable[[], None]]
+
 
 def main() -> None:
     shape, other, *turns = sys.argv[1:]
-    arguments = ["--config=configs/quickstart.py", *(f"--config.{a}" for a in _SHAPES[shape])]
-    configs = {
-        f"{allocation}, unroll {unroll}": cli.load(
-            [
-                *arguments,
-                f"--config.model.allocation={allocation}",
-                f"--config.model.unroll={unroll}",
-            ]
-        )
-        for allocation in _ALLOCATIONS
-        for unroll in ("1", "all")
-    }
-    first = next(iter(configs.values()))
-    host.set_up_devices(first, cache_root() / "compiled")
-    steps = {name: ours(config) for name, config in configs.items()}
-    steps |= {"torch": torchs, "levanter": levanters}[other](first)
-    seconds = _take_turns(steps, int(turns[0]) if turns else _TURNS)
+    others = {"torch": (torchs, torchs_with_our_memory), "levanter": (levanters,)}[other]
+    pipes = dict(pair for side in (ours, *others) for pair in _start(side, shape))
+    seconds = _take_turns(pipes, int(turns[0]) if turns else _TURNS)
+    for pipe in set(pipes.values()):
+        pipe.send("")
     for name, each in seconds.items():
         bases = dict.fromkeys([name.replace("unroll 1", "unroll all"), *_BASES])
-        others = [base for base in bases if base in seconds and base != name]
-        ratios = ", ".join(f"{_ratio(seconds[base], each)} of {base}" for base in others)
-        print(f"{shape}: {name:28} {np.median(each):.4f} s a step; {ratios}")
+        ratios = ", ".join(
+            f"{_ratio(seconds[base], each)} of {base}"
+            for base in bases
+            if base in seconds and base != name
+        )
+        print(f"{shape}: {name:32} {np.median(each):.4f} s a step; {ratios}")
 
 
-def _take_turns(steps: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:
+def _start(side: Callable[[str], Steps], shape: str) -> list[tuple[str, Connection]]:
+    """The names of a side's steps, each with the pipe to its process."""
+    pipe, theirs = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
+    spawn.Process(target=_serve, args=(theirs, side, shape), daemon=True).start()
+    theirs.close()  # so that the end of a process that fails is noticed
+    return [(name, pipe) for name in pipe.recv()]
+
+
+def _serve(pipe: Connection, side: Callable[[str], Steps], shape: str) -> None:
+    steps = side(shape)
+    pipe.send(list(steps))
+    while name := pipe.recv():
+        step = steps[name]
+        step()  # caches, and the first time the others compile
+        start = time.perf_counter()
+        for _ in range(_STEPS):
+            step()
+        pipe.send((time.perf_counter() - start) / _STEPS)
+
+
+def _take_turns(pipes: dict[str, Connection], turns: int) -> dict[str, list[float]]:
     """Seconds a step, of each turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
     order = np.random.default_rng(0)
     for turn in range(turns):
-        for name in order.permutation(list(steps)):
-            steps[name]()  # caches, and the first time the others compile
-            start = time.perf_counter()
-            for _ in range(_STEPS):
-                steps[name]()
-            seconds[name].append((time.perf_counter() - start) / _STEPS)
+        for name in order.permutation(list(pipes)):
+            pipes[name].send(name)
+            seconds[name].append(pipes[name].recv())
         print(f"turn {turn + 1}/{turns}", end="\r", flush=True)
     return seconds
 
@@ -83,7 +98,17 @@ def _ratio(base: list[float], each: list[float]) -> str:
     return f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
-def ours(config: Config) -> Callable[[], None]:
+def ours(shape: str) -> Steps:
+    configs = {
+        f"{allocation}, unroll {unroll}": _config(shape, allocation, unroll)
+        for allocation in _ALLOCATIONS
+        for unroll in ("1", "all")
+    }
+    _set_up(shape)
+    return {name: _ours(config) for name, config in configs.items()}
+
+
+def _ours(config: Config) -> Callable[[], None]:
     mesh = make_mesh(config.mesh)
     update, held = compile_train_step(config, mesh), [init_state(config, mesh)]
     batch = put_batch(_batch(config), batch_sharding(mesh))
@@ -95,11 +120,16 @@ def ours(config: Config) -> Callable[[], None]:
     return step
 
 
-def torchs(config: Config) -> dict[str, Callable[[], None]]:
+def torchs(shape: str) -> Steps:
     return {
-        f"torch, {'fused' if fused else 'default'} AdamW": _torch(config, fused)
+        f"torch, {'fused' if fused else 'default'} AdamW": _torch(_config(shape), fused)
         for fused in (False, True)
     }
+
+
+def torchs_with_our_memory(shape: str) -> Steps:
+    _set_up(shape)
+    return {f"{name}, our memory": step for name, step in torchs(shape).items()}
 
 
 def _torch(config: Config, fused: bool) -> Callable[[], None]:
@@ -139,11 +169,11 @@ def _torch(config: Config, fused: bool) -> Callable[[], None]:
     return step
 
 
-def levanters(config: Config) -> dict[str, Callable[[], None]]:
+def levanters(shape: str) -> Steps:
     """Its Llama and loss under optax' AdamW, with and without its scan and its checkpointing."""
     return {
         f"levanter, {'scan' if scan else 'loop'}, checkpointing {remat}": _levanter(
-            config, scan, remat
+            _config(shape), scan, remat
         )
         for scan in (True, False)
         for remat in (True, False)
@@ -196,6 +226,15 @@ def _levanter(config: Config, scan: bool, remat: bool) -> Callable[[], None]:
         jax.block_until_ready(value)
 
     return step
+
+
+def _config(shape: str, allocation: str = "uniform", unroll: str = "all") -> Config:
+    values = [*_SHAPES[shape], f"model.allocation={allocation}", f"model.unroll={unroll}"]
+    return cli.load(["--config=configs/quickstart.py", *(f"--config.{each}" for each in values)])
+
+
+def _set_up(shape: str) -> None:
+    host.set_up_devices(_config(shape), cache_root() / "compiled")
 
 
 def _batch(config: Config) -> dict[str, np.ndarray]:
