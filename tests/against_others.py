@@ -54,7 +54,7 @@ def main() -> None:
             for base in bases
             if base in seconds and base != name
         )
-        print(f"{shape}: {name:32} {np.median(each):.4f} s a step; {ratios}")
+        print(f"{shape}: {name:36} {np.median(each):.4f} s a step; {ratios}")
 
 
 def _start(side: Callable[[str], Steps], shape: str) -> list[tuple[str, Connection]]:

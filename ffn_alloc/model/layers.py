@@ -1,8 +1,8 @@
 """One decoder layer (LLaMA: pre-RMSNorm, rotary attention, SwiGLU; no biases).
 
-Shapes: B batch, T query and S key positions, X tokens (B, T; or B * T in one axis), D d_model,
-N heads, K key/value heads, H head_dim, R half of it, F FFN width. Matrices are stored
-two-dimensional, input dimension first.
+Shapes: B batch, T query and S key positions, X tokens (B, T; or M, which is B * T in one axis),
+D d_model or any input width, E any output width, N heads, K key/value heads, H head_dim, R half of
+it, F FFN width. Matrices are stored two-dimensional, input dimension first.
 """
 
 import functools
@@ -157,8 +157,8 @@ def _product_forward(dtype: Any, x_MD: jax.Array, kernel_DE: jax.Array) -> tuple
 
 
 def _product_backward(dtype: Any, kept: Any, grad_ME: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """jax's own gradients; on CPUs with x turned first where it is the smaller factor of the
-    kernel's, as XLA's fast kernels there sum over the last axis of the first factor."""
+    """By jax's own rules. On CPUs x is turned first if it is the smaller factor of the kernel's
+    gradient: XLA's fast kernels there sum over the last axis of the first factor."""
     x_MD, kernel_DE = kept
     if kernel_DE.shape[0] < kernel_DE.shape[1]:
         x_MD = jax.lax.platform_dependent(x_MD, cpu=_turned, default=lambda x_MD: x_MD)
@@ -172,6 +172,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _turned(x_MD: jax.Array) -> jax.Array:
+    """The same values; the barrier keeps XLA from turning the product back."""
     return jax.lax.optimization_barrier(x_MD.T).T
 
 

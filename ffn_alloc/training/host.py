@@ -105,7 +105,8 @@ def _memory_bytes() -> int:
 def _keep_freed_memory() -> None:
     """XLA:CPU allocates its temporary buffer anew in every step; by default glibc returns it to
     the system each time, which costs a page fault for every 4 KiB (a quarter of a small step, half
-    of a restore). It takes effect before the backend's threads start."""
+    of a restore). What is free between other blocks is given back all the same. It takes effect
+    before the backend's threads start."""
     if sys.platform != "linux":
         return
     try:
@@ -122,9 +123,12 @@ def _keep_freed_memory() -> None:
 
 
 def _give_back_gaps(libc: ctypes.CDLL) -> None:
-    """Returns, again and again, the memory of what is free between other blocks, but not what is
-    free at the heap's end. A step's buffer may not fit where it lay before, once something small
-    has taken an edge of that place; without this a process came to hold five of them."""
+    """Every few seconds, gives the system what is free between other blocks, but not what is free
+    at the heap's end. A step's buffer that no longer fits where it was, as something small has
+    taken an edge of the place, moves on, and left its old memory behind up to five times.
+
+    Meanwhile no thread allocates, for milliseconds; a buffer that is just free and has others
+    behind it is faulted in again."""
     libc.malloc_trim.argtypes = (ctypes.c_size_t,)
     while True:
         time.sleep(_SECONDS_BETWEEN_TRIMS)

@@ -1,8 +1,10 @@
-"""The parts of a layer: what a layer without FFN holds, norms, rotary positions, initial spread.
+"""The parts of a layer: what a layer without FFN holds, projections, norms, rotary positions,
+initial spread.
 
-Shapes: B batch, T positions, N heads, H head_dim, D d_model.
+Shapes: B batch, T positions, M both in one axis, N heads, H head_dim, D d_model, E output width.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -11,7 +13,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ffn_alloc.model.layers import DecoderLayer, RMSNorm, matrix_std, rotary_tables, rotate
+from ffn_alloc.model.layers import (
+    DecoderLayer,
+    RMSNorm,
+    matrix_std,
+    project,
+    rotary_tables,
+    rotate,
+)
 from tests.helpers import tiny_model
 
 MODEL = tiny_model()
@@ -29,6 +38,38 @@ def test_a_removed_ffn_leaves_attention_and_its_norm_alone():
     assert layer_shapes(0) == bare
     ffn = {"gate": (32, 48), "up": (32, 48), "down": (48, 32)}
     assert layer_shapes(48) == {**bare, "ffn_norm": {"gain": (32,)}, "ffn": ffn}
+
+
+@pytest.mark.parametrize("dtype, rounded_to", [("float32", None), ("bfloat16", "float32")])
+@pytest.mark.parametrize("width", [24, 48])
+def test_gradients_of_projections(dtype, rounded_to, width):
+    """Whichever factor is turned: those of a plain product, in the types of what they are of."""
+    rng = np.random.RandomState(0)
+    x_BTD = jnp.asarray(rng.standard_normal((2, 5, 32)), dtype)
+    kernel_DE = jnp.asarray(rng.standard_normal((32, width)), "float32")
+    grad_BTE = jnp.asarray(rng.standard_normal((2, 5, width)), rounded_to or dtype)
+    y_BTE, pull = jax.vjp(lambda *of: project(*of, rounded_to), x_BTD, kernel_DE)
+    of_x_BTD, of_kernel_DE = pull(grad_BTE)
+    assert (y_BTE.dtype, of_x_BTD.dtype, of_kernel_DE.dtype) == (grad_BTE.dtype, dtype, "float32")
+    x_MD, rounded_DE, grad_ME = (
+        np.asarray(array.astype(dtype), np.float64).reshape(-1, array.shape[-1])
+        for array in (x_BTD, kernel_DE, grad_BTE)
+    )
+    near = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=0.01, atol=0.1)
+    np.testing.assert_allclose(y_BTE.reshape(-1, width), x_MD @ rounded_DE, **near)
+    np.testing.assert_allclose(of_x_BTD.reshape(-1, 32), grad_ME @ rounded_DE.T, **near)
+    np.testing.assert_allclose(of_kernel_DE, x_MD.T @ grad_ME, **near)
+
+
+def test_gradients_of_wide_projections_are_products_that_are_fast_on_cpus():
+    """They sum over the last axis of the first factor; on a GPU nothing is turned."""
+    x_MD, kernel_DE = jnp.ones((64, 32)), jnp.ones((32, 96))
+    step = jax.jit(jax.grad(lambda *of: project(*of).sum(), argnums=(0, 1)))
+    text = step.lower(x_MD, kernel_DE).compile().as_text()
+    summed = re.findall(r"lhs_contracting_dims={(\d)}", text)
+    assert summed == ["1", "1"]
+    on_gpu = step.trace(x_MD, kernel_DE).lower(lowering_platforms=("cuda",)).as_text()
+    assert "optimization_barrier" not in on_gpu
 
 
 def test_norm_has_unit_mean_square_times_gain_and_keeps_the_type():

@@ -56,13 +56,16 @@ libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
 held = lambda: int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE
 before, size = held(), 300 << 20
 gap, behind = libc.malloc(ctypes.c_size_t(size)), libc.malloc(64 << 20)
+ctypes.memset(behind, 1, 64 << 20)
 ctypes.memset(gap, 1, size)
 assert held() - before > 0.9 * size
 libc.free(gap)
 until = time.monotonic() + 20
-while held() - before > 0.1 * size and time.monotonic() < until:
+while held() - before > 0.5 * size and time.monotonic() < until:
     time.sleep(0.05)
-print(held() - before < 0.1 * size)
+libc.free(behind)
+time.sleep(0.5)
+print((held() - before) >> 20)
 """
 
 
@@ -72,8 +75,8 @@ def test_arrays_lie_where_huge_pages_are_asked_for():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_memory_that_is_free_between_other_blocks_is_given_back():
-    assert printed(GAP_IS_GIVEN_BACK) == "True"
+def test_memory_that_is_free_is_given_back_but_not_what_lies_at_the_end():
+    assert 60 <= int(printed(GAP_IS_GIVEN_BACK)) < 70
 
 
 @needs_them
