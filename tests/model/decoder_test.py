@@ -77,6 +77,24 @@ def test_the_sines_of_positions_are_constants():
     assert " sine(" not in text
 
 
+@pytest.mark.parametrize("unroll, layers", [(1, 1), (3, 3)])  # laid out in the program
+def test_wide_matrices_have_gradients_that_are_fast_on_cpus(unroll, layers):
+    """Products that sum over the last axis of the first factor: of gate, up and unembedding."""
+    model = tiny_model("uniform", num_layers=3)
+    stacked = restack_layers(random_params(model, seed=0), model)
+    tokens_BT = jnp.zeros((2, 64), jnp.int32)
+    step = jax.jit(jax.grad(partial(mean_nll, model=model, unroll=unroll)))
+    text = step.lower(stacked, tokens_BT, tokens_BT).compile().as_text()
+
+    def summed_over(rows: int, columns: int) -> list[str]:
+        return re.findall(
+            rf"= f32\[{rows},{columns}\].* dot\(.*lhs_contracting_dims={{(\d)}}", text
+        )
+
+    assert summed_over(model.d_model, model.d_ff) == ["1"] * 2 * layers
+    assert summed_over(model.d_model, model.vocab_size) == ["1"]
+
+
 def test_remat_decides_which_products_backward_computes_again():
     def with_parameters_and_in_attention(remat: str, num_layers: int = 3) -> tuple[int, int]:
         model = tiny_model("uniform", remat=remat, num_layers=num_layers)
