@@ -23,6 +23,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         signal.signal(number, _stop)
     check(arguments)
     record = read_record(arguments.workdir)
+    if arguments.watch:
+        following.check_trains(record)
     steps = [] if arguments.watch else following.chosen_steps(record, arguments.step or "last")
     host.set_up_devices(record.config, cache_root() / "compiled")
     if arguments.prompt is not None:

@@ -84,15 +84,17 @@ def check_creatable(field: str, path: Path) -> None:
 
 def existing(path: Path) -> Path:
     """It, or the nearest of the directories above it that is there."""
-    return next(place for place in (path, *path.parents) if place.exists())
+    # Not `place.exists()`, which raises where this user may not look.
+    return next(place for place in (path, *path.parents) if os.path.exists(place))
 
 
 def check_name(field: str, path: AnyPath) -> None:
     """BadInput for a directory in which Orbax would write checkpoints that nobody can read.
 
-    It looks for its files by a pattern that begins with the directory's name as it is.
+    It looks for its files by a pattern that begins with the directory's name as it is, and writes
+    arrays below another one for a backslash.
     """
-    if found := [sign for sign in "[*?" if sign in str(path)]:
+    if found := [sign for sign in "[*?\\" if sign in str(path)]:
         problem = f"has {found[0]} in its path, which checkpoints cannot be found by"
         raise BadInput(field, str(path), problem, "Give another one, or a link to it")
 

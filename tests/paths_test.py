@@ -1,6 +1,7 @@
 """Names of directories: local ones, buckets, and what is neither."""
 
 import importlib.util
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,13 +28,29 @@ def test_several_may_write_the_same_file_at_once(tmp_path):
     assert path.read_text() in contents and [*tmp_path.iterdir()] == [path]
 
 
-@pytest.mark.parametrize("name", ["[1]", "a*/run", "a/run?"])
+@pytest.mark.parametrize("name", ["[1]", "a*/run", "a/run?", "a\\b"])
 def test_names_that_checkpoints_cannot_be_found_by(tmp_path, name):
     """Spaces, colons and other signs do no harm."""
     paths.check_name("--workdir", tmp_path / 'a b:#%{}|é "q"')
     with pytest.raises(BadInput, match="in its path") as error:
         paths.check_name("--workdir", tmp_path / name)
     assert error.value.field == "--workdir"
+
+
+def test_what_this_user_may_not_look_into_is_told(tmp_path, monkeypatch):
+    """As another user's home: what is below it cannot be asked after."""
+    stat, inner = os.stat, str(tmp_path / "somebody")
+
+    def locked(path, *arguments, **options):
+        if str(path).startswith(inner):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", locked)
+    assert paths.existing(tmp_path / "somebody" / "run") == tmp_path
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BadInput, match="is not writable by this user"):
+        paths.check_creatable("--workdir", tmp_path / "somebody" / "run")
 
 
 def test_the_home_of_nobody_is_named():

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+from ffn_alloc.config import IMPORTED
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.runs import MissingStep, Record, newest, read_record
 from ffn_alloc.evaluation.suites import Scoring
@@ -32,6 +33,13 @@ def score(scoring: Scoring, steps: list[int], only_missing: bool) -> list[dict[s
     if len(steps) == 1 and not only_missing:
         return scoring.complete(steps[0])
     return [result for step in steps for result in _complete(scoring, step, only_missing)]
+
+
+def check_trains(record: Record) -> None:
+    """BadInput for a run that no training will ever add a checkpoint to."""
+    if record.config.data.source == IMPORTED:
+        problem, remedy = "was imported and is not trained here", "Leave --watch out"
+        raise BadInput("--watch", str(record.workdir), problem, remedy)
 
 
 def follow(record: Record, scoring: Scoring) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from ffn_alloc.training.step import layers_per_iteration
 _ROWS = 8  # of a batch, on each part of the mesh that takes rows of its own
 _SHORTEST = 16  # prompts are padded to this times a power of two
 _CONTEXT = 16  # last ids of a prompt that new ids are decoded behind
+_BYTES = 4  # of a character in UTF-8, at most
 _SEEDS = 2**32
 _CACHE_SPLIT = PartitionSpec(None, BATCH_AXES, None, "tensor")
 
@@ -52,13 +53,14 @@ def complete(
     start = beginning(config, tokenizer)
     encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     ids = [[*start.before, *prompt] if prompt else [start.of_empty] for prompt in encoded]
+    contexts = [_end(prompt, tokenizer) for prompt in ids]
 
     def text(index: int, new: list[int]) -> str:
         new = new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new
         new = [token for token in new if token < tokenizer.vocab_size]  # the model may have more
         # Decoded behind the prompt: the first piece of a text may lose the space before it.
-        context = ids[index][-_CONTEXT:]
-        before, whole = tokenizer.decode(context), tokenizer.decode(context + new)
+        before = tokenizer.decode(contexts[index])
+        whole = tokenizer.decode(contexts[index] + new)
         return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
 
     def has_ended(index: int, new: list[int]) -> bool:
@@ -138,6 +140,16 @@ def check_options(config: Config, max_new_tokens: int, temperature: float, seed:
         raise BadInput("temperature", temperature, "is no temperature", remedy)
     if not 0 <= seed < _SEEDS:
         raise BadInput("seed", seed, "is no 32-bit number", f"Choose from 0 to {_SEEDS - 1}")
+
+
+def _end(prompt: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The last ids, from the beginning of a character on: some decoders give all bytes of a row
+    as unreadable where one is."""
+    first = max(0, len(prompt) - _CONTEXT)
+    for start in range(first, max(-1, first - _BYTES), -1):
+        if "\N{REPLACEMENT CHARACTER}" not in tokenizer.decode(prompt[start:]):
+            return prompt[start:]
+    return prompt[first:]
 
 
 def _batch(

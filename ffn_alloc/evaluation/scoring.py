@@ -30,6 +30,10 @@ _ROW_POSITIONS_ELSEWHERE = 8192
 _CHUNKS = 8  # of a row, whose logits exist at one time
 
 
+def row_positions(platform: str) -> int:
+    return _ROW_POSITIONS.get(platform, _ROW_POSITIONS_ELSEWHERE)
+
+
 class Scorer:
     """Scores continuations under any parameters of one model.
 
@@ -40,9 +44,8 @@ class Scorer:
     def __init__(self, config: Config, mesh: Mesh, platform: str, progress: bool = False):
         self._longest = config.data.sequence_length
         self._mesh, self._progress = mesh, progress
-        row_positions = _ROW_POSITIONS.get(platform, _ROW_POSITIONS_ELSEWHERE)
         shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        self._row_lengths = RowLengths(self._longest, row_positions, shards)
+        self._row_lengths = RowLengths(self._longest, row_positions(platform), shards)
         self._token_scores = jax.jit(
             _make_token_scores(config, platform), out_shardings=replicated(mesh)
         )

@@ -19,6 +19,7 @@ from ffn_alloc.data.rows import Rows
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.perplexity import Perplexity
 from ffn_alloc.evaluation.results import ItemScores, Origin
+from ffn_alloc.evaluation.scoring import row_positions
 
 NAME = "validation"
 
@@ -33,12 +34,11 @@ class Validation:
     def __init__(self, config: Config, mesh: Mesh, platform: str, data: Manifest, limit: int):
         self.source = f"{data.source} {data.fingerprint}"
         chosen = limit or config.eval.rows
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
         batches = functools.partial(
             pipeline.validation_batches,
             data,
             rows=chosen,
-            batch_size=-(-config.microbatch_size // shards) * shards,
+            batch_size=_batch_size(config, mesh, platform),
             mask_documents=config.data.mask_documents,
         )
         self._perplexity = Perplexity(config, mesh, platform, batches)
@@ -65,6 +65,13 @@ class Validation:
             "nll": ItemScores("nll", "mean", False, nats_R, tokens_R),
             "perplexity": ItemScores("perplexity", "exp_mean", False, nats_R, tokens_R),
         }
+
+
+def _batch_size(config: Config, mesh: Mesh, platform: str) -> int:
+    """As in training, or what fits on fewer devices than those of the training."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    fitting = max(1, row_positions(platform) // config.data.sequence_length)
+    return min(-(-config.microbatch_size // shards), fitting) * shards
 
 
 def run_data(config: Config, fingerprint: str) -> Manifest:

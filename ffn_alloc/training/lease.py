@@ -146,11 +146,11 @@ class Lease:
             except BadInput as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 return  # `check` in the main thread ends the run
-            except OSError:
+            except Exception:  # a bucket's client has classes of its own
                 continue  # such as a server that is away for a moment
 
     def _release(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             if self._is_mine():
                 self._path.unlink(missing_ok=True)
 

@@ -59,7 +59,7 @@ class MetricsWriter:
     def close(self) -> None:
         """Silent about errors, of which `write` and `flush` have told."""
         for part in filter(None, (self._tensorboard, self._rows, self._events)):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # a bucket's client has classes of its own
                 part.close()
 
     @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Which checkpoints are scored, now and while a training saves and deletes them."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
+from ffn_alloc.config import IMPORTED
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation import following
 from ffn_alloc.evaluation.runs import MissingStep, read_record
@@ -80,6 +82,16 @@ def test_of_many_one_may_be_deleted_meanwhile(capsys):
     assert "step 2 was deleted" in capsys.readouterr().err
     with pytest.raises(MissingStep):  # but not the only one
         following.score(scoring, [2], only_missing=False)
+
+
+def test_nothing_follows_an_imported_model(copy):
+    record = read_record(copy)
+    following.check_trains(record)
+    data = dataclasses.replace(record.config.data, source=IMPORTED)
+    config = dataclasses.replace(record.config, data=data)
+    record = dataclasses.replace(record, config=config)
+    with pytest.raises(BadInput, match="is not trained here"):
+        following.check_trains(record)
 
 
 def test_following_a_training_to_its_end(copy, monkeypatch, capsys):

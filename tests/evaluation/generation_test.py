@@ -177,6 +177,23 @@ def test_the_space_before_the_first_word_is_kept(spoken):
     assert spoken(" Paris", kind=Words)([""])[0] == ["Paris"]  # the text itself begins there
 
 
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Fallback(tokenizer.ByteTokenizer):
+    """Bytes, all unreadable where one is, as tokenizers with byte fallback give them."""
+
+    def decode(self, ids):
+        text = super().decode(ids)
+        return UNREADABLE * len(ids) if UNREADABLE in text else text
+
+
+def test_what_is_decoded_behind_begins_with_a_character(spoken):
+    """Characters of three bytes: sixteen bytes would begin within one."""
+    answer = spoken("\nQ: next", " cat\n", kind=Fallback)
+    assert answer(["translate: " + 6 * "漢", 6 * "漢"], stop=["\n"])[0] == ["", " cat"]
+
+
 def test_complete_gives_the_text_of_generate():
     ids = run([list(b"ab"), list(b"xyz")], 5)
     texts = complete(CONFIG, MESH, "cpu", PARAMS, tokenizer.ByteTokenizer(), ["ab", "xyz"], 5)

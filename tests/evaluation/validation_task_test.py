@@ -10,6 +10,7 @@ import pytest
 from ffn_alloc.config import IMPORTED
 from ffn_alloc.data import pipeline
 from ffn_alloc.errors import BadInput
+from ffn_alloc.evaluation import validation_task
 from ffn_alloc.evaluation.perplexity import Perplexity
 from ffn_alloc.evaluation.validation_task import Validation, run_data
 from ffn_alloc.model.decoder import forward, init_params
@@ -58,6 +59,22 @@ def test_row_by_row(made, params):
         assert scores["bits_per_byte"].weights_N[i] == pytest.approx(row["target_bytes"].sum())
     assert scores["perplexity"].value == pytest.approx(math.exp(scores["nll"].value))
     assert task.primary in scores and not any(each.higher_is_better for each in scores.values())
+
+
+def test_no_more_rows_at_once_than_fit_on_fewer_devices(made, params, monkeypatch):
+    sizes, whole = [], pipeline.validation_batches
+
+    def counted(*arguments, batch_size, **options):
+        sizes.append(batch_size)
+        return whole(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(pipeline, "validation_batches", counted)
+    expected = make(made).score(params)["nll"].values_N
+    for positions, rows in ((24 * 3, 3), (1, 1)):
+        monkeypatch.setattr(validation_task, "row_positions", lambda _, n=positions: n)
+        np.testing.assert_allclose(make(made).score(params)["nll"].values_N, expected, rtol=1e-6)
+        assert sizes[-1] == rows
+    assert sizes[0] == 4  # as in training
 
 
 def test_the_sums_are_those_of_training(made, params):

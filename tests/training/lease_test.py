@@ -187,14 +187,19 @@ def test_a_lease_that_is_read_in_part_is_not_lost(tmp_path, monkeypatch):
         held.check()
 
 
-def test_a_renewal_that_fails_is_tried_again(tmp_path, monkeypatch):
+class HttpError(Exception):
+    """As gcsfs raises it: no OSError."""
+
+
+@pytest.mark.parametrize("fault", [OSError, HttpError])
+def test_a_renewal_that_fails_is_tried_again(tmp_path, monkeypatch, fault):
     failed, renewed = threading.Event(), threading.Event()
 
     def write() -> None:
         if failed.is_set():
             renewed.set()
         failed.set()
-        raise OSError("the server is away")
+        raise fault("the server is away")
 
     with lease.hold(tmp_path / ".lock") as held:
         monkeypatch.setattr(held, "_write", write)
@@ -218,12 +223,15 @@ def test_no_renewal_outlives_the_lease(tmp_path, monkeypatch):
     assert not path.exists()
 
 
-def test_what_cannot_be_given_back_hides_no_fault(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [OSError, HttpError])
+def test_what_cannot_be_given_back_hides_no_fault(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(lease, "_RENEW", 60.0)
-    path = tmp_path / ".lock"
-    with pytest.raises(KeyError), lease.hold(path):
-        path.unlink()
-        path.mkdir()  # reading it is an OSError
+
+    def read() -> bool:
+        raise fault("the server is away")
+
+    with pytest.raises(KeyError), lease.hold(tmp_path / ".lock") as held:
+        monkeypatch.setattr(held, "_is_mine", read)
         raise KeyError
 
 
