@@ -9,6 +9,7 @@ import tokenizers
 from ffn_alloc.config import IMPORTED, Config
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.data.tokenizer_huggingface import read_settings, special_token
+from ffn_alloc.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,10 @@ def _of_sentencepiece(path: Path, bos_token: str | None) -> tuple[tuple[int, ...
     it is for an empty text alone."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     bos = model.piece_to_id(bos_token) if bos_token else model.bos_id()
+    if bos_token and model.id_to_piece(bos) != bos_token:  # what is no piece gets the unknown's id
+        problem = f"has no piece {bos_token!r}, the bos_token of its tokenizer_config.json"
+        remedy = "Import the model again with its tokenizer.json"
+        raise BadInput("data.tokenizer", f"sentencepiece:{path}", problem, remedy)
     if bos < 0:
         return (), None
     return () if bos == model.eos_id() else (bos,), bos

@@ -33,6 +33,8 @@ def convert(path: Path) -> tokenizers.Tokenizer:
         problem = "has user-defined or unused pieces"
     elif kind not in (_UNIGRAM, _BPE):
         problem = "is neither BPE nor unigram"
+    elif model.trainer_spec.treat_whitespace_as_suffix:
+        problem = "writes spaces behind words (treat_whitespace_as_suffix)"
     elif kind == _UNIGRAM and unspelled:
         problem = f"has no piece for {unspelled[0]!r}, with which its control pieces are spelled"
     if problem:
@@ -101,7 +103,8 @@ def _normalizers(spec: Any) -> Iterator[normalizers.Normalizer]:
     if spec.precompiled_charsmap:
         yield normalizers.Precompiled(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
-        yield normalizers.Replace(tokenizers.Regex("^ +| +$"), "")
+        # Of the whole text: ^ and $ match at every line here. At its end, written spaces go, too.
+        yield normalizers.Replace(tokenizers.Regex(rf"\A +|[ {_SPACE}]+\z"), "")
         yield normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
     if spec.add_dummy_prefix:
         yield normalizers.Prepend(_SPACE)

@@ -77,6 +77,11 @@ def test_of_a_sentencepiece_model(tmp_path: Path):
     ):
         settings.write_text(json.dumps(content))
         assert beginning(_imported(), made) == expected
+    # a token added later: its id is not in the model file
+    for content in ({"bos_token": "<bos>"}, {"bos_token": "<bos>", "add_bos_token": False}):
+        settings.write_text(json.dumps(content))
+        with pytest.raises(BadInput, match="no piece '<bos>', the bos_token.* tokenizer.json$"):
+            beginning(_imported(), made)
     settings.write_text("[]")
     with pytest.raises(BadInput, match="tokenizer_config.json cannot be used"):
         beginning(_imported(), made)

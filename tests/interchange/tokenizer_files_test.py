@@ -1,6 +1,7 @@
 """Exported tokenizers give the ids of training, on text of every kind."""
 
 import io
+import itertools
 import json
 import random
 import shutil
@@ -55,12 +56,11 @@ def _train_sentencepiece(path: Path, text: str = _SOURCE, **options) -> str:
     """As the Mistral model: spaces are kept, and runs of them are pieces of the lowest score."""
     model = io.BytesIO()
     usual = {"model_type": "bpe", "normalization_rule_name": "identity", "byte_fallback": True}
-    options = usual | options
+    options = usual | {"remove_extra_whitespaces": False} | options
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.splitlines()),
         model_writer=model,
         vocab_size=500,
-        remove_extra_whitespaces=False,
         minloglevel=2,
         **options,
     )
@@ -190,6 +190,18 @@ def test_unigram_models_give_our_ids_too(tmp_path):
         assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc"])
+def test_spaces_are_removed_at_the_ends_of_a_text_not_of_its_lines(rule, model_type, tmp_path):
+    options = {"model_type": model_type, "normalization_rule_name": rule}
+    spec = _train_sentencepiece(tmp_path / "s.model", remove_extra_whitespaces=True, **options)
+    ours, theirs = kinds.load(spec), sentencepiece_json.convert(tmp_path / "s.model")
+    code = ["def f(x):\n    return x\n", "  if x:  \n\n    return  x  # y \n  "]
+    short = ["".join(text) for n in range(6) for text in itertools.product(" \n\u2581a", repeat=n)]
+    for text in [*code, *short]:
+        assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist(), text
+
+
 def test_unknown_characters_are_one_unknown_piece(tmp_path):
     """Where a model does not spell them in bytes."""
     spec = _train_sentencepiece(tmp_path / "u.model", byte_fallback=False)
@@ -226,7 +238,15 @@ def test_the_definition_is_used_and_nothing_made_up(imported, specs, tmp_path):
     assert theirs(" def  main():")["input_ids"] == ours.encode(" def  main():").tolist()
 
 
-@pytest.mark.parametrize("options", [{"user_defined_symbols": ["@@"]}, {"model_type": "char"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user_defined_symbols": ["@@"]},
+        {"model_type": "char"},
+        {"treat_whitespace_as_suffix": True},
+        {"treat_whitespace_as_suffix": True, "model_type": "unigram"},
+    ],
+)
 def test_pieces_that_cannot_be_exported(options, tmp_path):
     spec = _train_sentencepiece(tmp_path / "x.model", **options)
     with pytest.raises(BadInput, match="cannot be exported exactly"):
