@@ -32,7 +32,8 @@ class Run:
     @property
     def dns_name(self) -> str:
         """`job_name` as Google Cloud and Kubernetes take it: pods add to it, of 63 characters."""
-        name = "".join(c if c.isalnum() else "-" for c in self.job_name.lower()).strip("-")
+        signs = (c if c.isascii() and c.isalnum() else "-" for c in self.job_name.lower())
+        name = "".join(signs).strip("-")
         if len(name) > _LONGEST_NAME:
             mark = _mark(self.workdir.resolve())
             name = f"{name[: _LONGEST_NAME - 1 - len(mark)].rstrip('-')}-{mark}"

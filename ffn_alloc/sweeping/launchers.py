@@ -14,6 +14,7 @@ from ffn_alloc.sweeping.states import log_of
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LAUNCH = _CHECKOUT / "launch"
+_TRAINED_WITH = ("ffn_alloc", "configs", "launch", "setup.py")
 
 
 def check(launcher: str, runs: Sequence[Run]) -> None:
@@ -24,6 +25,8 @@ def check(launcher: str, runs: Sequence[Run]) -> None:
     if launcher in ("tpu", "gke"):
         for run in runs:
             _arguments_elsewhere(run)
+    if launcher == "tpu":
+        _check_committed(runs)
 
 
 def training(launcher: str, run: Run, options: Sequence[str]) -> list[str]:
@@ -69,7 +72,7 @@ def in_queue(launcher: str) -> set[str]:
     except subprocess.CalledProcessError as error:
         problem = f"squeue says: {error.stderr.strip()}"
         raise BadInput("--submit", "slurm", problem, "Ask SLURM's administrator") from error
-    return set(answer.stdout.split())
+    return {line.strip() for line in answer.stdout.splitlines()}
 
 
 def _local(run: Run, options: list[str]) -> list[str]:
@@ -87,7 +90,8 @@ def _slurm(run: Run, options: list[str]) -> list[str]:
 
 
 def _sbatch(name: str, run: Run, options: Sequence[str]) -> list[str]:
-    log = ["--open-mode=append", f"--output={log_of(run)}"]
+    output = str(log_of(run)).replace("%", "%%")  # which begins a pattern of sbatch's
+    log = ["--open-mode=append", f"--output={output}"]
     return ["sbatch", "--wait", f"--job-name={name}", *log, *options]
 
 
@@ -119,6 +123,27 @@ def _config_elsewhere(word: str) -> str:
         problem = f"is not in {_CHECKOUT}, of which the other machines have a copy"
         raise BadInput("--config", path, problem, "Put it into configs/ and commit it") from error
     return f"--config={inside}{colon}{rest}"
+
+
+def _check_committed(runs: Sequence[Run]) -> None:
+    """BadInput where TPUs, which get the last commit, would train something else than is here."""
+    words = {word for run in runs for word in _arguments_elsewhere(run)}
+    configs = {
+        word.removeprefix("--config=").partition(":")[0]
+        for word in words
+        if word.startswith("--config=")
+    }
+    git = ["git", "-C", str(_CHECKOUT)]
+    asked = {"capture_output": True, "text": True}
+    known = subprocess.run([*git, "ls-files", "--error-unmatch", "--", *sorted(configs)], **asked)
+    if known.returncode:
+        problem = f"is in no commit, of which TPUs get the last ({known.stderr.strip()})"
+        raise BadInput("--config", ", ".join(sorted(configs)), problem, "Commit it")
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "--"]
+    changed = subprocess.run([*status, *sorted({*_TRAINED_WITH, *configs})], **asked).stdout
+    if changed:
+        problem = f"is not as in the last commit, which TPUs get:\n{changed.rstrip()}"
+        raise BadInput("--submit", "tpu", problem, "Commit these files")
 
 
 _TRAINING: dict[str, Callable[[Run, list[str]], list[str]]] = {

@@ -127,5 +127,9 @@ def test_names_of_jobs_are_those_of_the_place_and_short_enough_for_pods(tmp_path
     ]
     names = [[(run.job_name, run.dns_name) for run in runs] for runs in spelled]
     assert names[0] == names[1] == names[2]
+    foreign = grid.expand(tmp_path, {"größe": bases["middle70_285m"]}, specs, ["0"], [], cli.load)[
+        0
+    ]
+    assert all(re.fullmatch("[a-z0-9-]+", run.dns_name) for run in foreign)
     short = {dns_name for _, dns_name in names[0]}
     assert len(short) == 2 and max(map(len, short)) <= 40

@@ -110,6 +110,51 @@ def test_other_machines_find_the_config_in_their_own_checkout(run, launcher, opt
         launchers.check(launcher, [elsewhere])
 
 
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A repository with a committed config and code."""
+    for name in ("configs", "ffn_alloc", "launch"):
+        (tmp_path / name).mkdir()
+    for name in (
+        "configs/mine.py",
+        "ffn_alloc/code.py",
+        "launch/local.sh",
+        "setup.py",
+        "README.md",
+    ):
+        (tmp_path / name).write_text("old\n")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setattr(launchers, "_CHECKOUT", tmp_path)
+    return tmp_path
+
+
+def test_tpus_get_what_is_committed(run, checkout):
+    mine = dataclasses.replace(run, arguments=(f"--config={checkout}/configs/mine.py:x",))
+    (checkout / "README.md").write_text("new\n")
+    (checkout / "ffn_alloc" / "untracked").write_text("new\n")
+    launchers.check("tpu", [mine])
+    for name in ("configs/mine.py", "ffn_alloc/code.py"):
+        (checkout / name).write_text("new\n")
+        with pytest.raises(BadInput, match=f"not as in the last commit.*\n M {name}"):
+            launchers.check("tpu", [mine])
+        launchers.check("gke", [mine])
+        (checkout / name).write_text("old\n")
+    (checkout / "configs" / "other.py").write_text("new\n")
+    other = dataclasses.replace(run, arguments=(f"--config={checkout}/configs/other.py",))
+    with pytest.raises(BadInput, match="'configs/mine.py, configs/other.py': is in no commit"):
+        launchers.check("tpu", [mine, other])
+
+
+def test_a_waiting_job_is_found_by_its_whole_name(run, tmp_path, monkeypatch):
+    queue = tmp_path / "squeue"
+    queue.write_text("#!/bin/sh\necho 'my run_s0-1 '\necho other\n")
+    queue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert launchers.in_queue("slurm") == {"my run_s0-1", "other"}
+
+
 @pytest.mark.parametrize("launcher", launchers.LAUNCHERS)
 def test_without_the_scripts_nothing_is_started(run, launcher, monkeypatch):
     monkeypatch.setattr(launchers, "_LAUNCH", Path("/site-packages/launch"))
@@ -135,6 +180,9 @@ def test_slurm_appends_to_the_log_of_the_training_and_the_scoring(run):
     ):
         assert "--open-mode=append" in command
         assert "--output=/runs/logs/middle70_285m_s0.log" in command
+    run = dataclasses.replace(run, workdir=Path("/top50%seeds") / run.name)
+    command = launchers.training("slurm", run, [])
+    assert "--output=/top50%%seeds/logs/middle70_285m_s0.log" in command  # %s: its step
 
 
 @pytest.mark.parametrize("launcher", launchers.LAUNCHERS)
