@@ -63,7 +63,7 @@ def _compile(config: Config, topology: Topology) -> dict[str, Any]:
     from ffn_alloc.training.sharding import check_mesh, make_mesh
     from ffn_alloc.training.step import layers_per_iteration, training_kernel
 
-    mesh = make_mesh(config.mesh, _devices(topology))
+    mesh = make_mesh(config.mesh, _devices(topology), topology.of_a_process)
     check_mesh(config, mesh)
     platform = topology.chip.platform
     kernel = training_kernel(config, platform)

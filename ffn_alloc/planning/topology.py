@@ -12,6 +12,8 @@ _REMEDY = (
     "Give v5e:4x4, v5p:2x2x4, v6e:8x8, v4:2x2x4, tpu7x:2x2x1, h100:8, h200:8, a100:8 or a100_40gb:8"
 )
 _GPUS_OF_A_NODE = 8
+_CHIPS_OF_A_HOST = 4
+_CHIPS_OF_ONE_HOST = {"v5e": 8, "v6e": 8}  # that a slice may have for itself
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,15 @@ class Topology:
         if self.chip.platform == "gpu":
             return self.devices // self.nodes
         return self.devices // self.slices
+
+    @property
+    def of_a_process(self) -> int:
+        """Devices that one process drives: the GPUs of a node, the chips of a TPU host."""
+        if self.chip.platform == "gpu":
+            return self.linked
+        alone = _CHIPS_OF_ONE_HOST.get(self.chip.name, _CHIPS_OF_A_HOST)
+        chips = self.chips // self.slices
+        return (chips if chips <= alone else _CHIPS_OF_A_HOST) * self.chip.per_chip
 
     @property
     def link_bandwidth(self) -> float:

@@ -40,13 +40,17 @@ _RULES = (
 )
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig, devices: list[jax.Device] | None = None, per_process: int | None = None
+) -> Mesh:
     """The mesh over all devices; -1 takes what the other axes leave. BadInput if it cannot be.
 
     Neighbours share a process, and processes a slice: the tensor axis, the innermost, stays
-    inside a process, and the data axis goes over slices.
+    inside a process, and the data axis goes over slices. `per_process` is for given devices:
+    how many a process will have, all by default.
     """
-    per_process = jax.local_device_count() if devices is None else len(devices)
+    if per_process is None:
+        per_process = jax.local_device_count() if devices is None else len(devices)
     devices = sorted(jax.devices(), key=_place) if devices is None else devices
     sizes = dataclasses.asdict(config)
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))

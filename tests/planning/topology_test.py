@@ -25,6 +25,23 @@ def test_sizes(text, slices, chips, devices):
 
 
 @pytest.mark.parametrize(
+    "text, slices, devices",
+    [
+        ("h100:4", 1, 4),
+        ("h100:16", 1, 8),
+        ("v5e:2x4", 1, 8),
+        ("v5e:2x4", 2, 8),
+        ("v5e:4x4", 1, 4),
+        ("v5p:2x2x2", 1, 4),
+        ("tpu7x:2x2x1", 1, 8),
+    ],
+)
+def test_devices_of_a_process(text, slices, devices):
+    """Of a host of 4 chips, or a v5e's 8; a tpu7x chip is two devices."""
+    assert topology.parse(text, slices).of_a_process == devices
+
+
+@pytest.mark.parametrize(
     "text, slices, field",
     [
         ("v9:4x4", 1, "--topology"),

@@ -138,6 +138,13 @@ def fake_mesh(shape):
     return SimpleNamespace(shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True)))
 
 
+def test_the_tensor_axis_of_a_plan_stays_in_a_process_too():
+    devices = [SimpleNamespace(slice_index=0, process_index=0, id=chip) for chip in range(16)]
+    with pytest.raises(BadInput, match="does not divide the 8 devices of a process") as caught:
+        make_mesh(MeshConfig(data=1, fsdp=1, tensor=16), devices, 8)
+    assert caught.value.field == "mesh.tensor"
+
+
 def test_only_the_data_axis_goes_over_slices():
     devices = [
         SimpleNamespace(slice_index=slice_, process_index=slice_, id=4 * slice_ + chip)
