@@ -59,7 +59,8 @@ def find(field: str, source: str) -> list[Path]:
     """The files that `source` (KIND:GLOB) names, in sorted order; BadInput if there are none."""
     pattern = source.partition(":")[2]
     pattern_here = str(expanded(field, pattern))
-    paths = [Path(path) for path in sorted(glob.glob(pattern_here, recursive=True))]
+    # glob gives a file once for each way that several ** can match it.
+    paths = [Path(path) for path in sorted(set(glob.glob(pattern_here, recursive=True)))]
     for path in paths:
         if path.is_symlink() and not path.exists():
             problem, remedy = f"{path} is a link to nothing", "Mount or fetch what it points to"

@@ -50,6 +50,15 @@ def test_text_is_one_document_a_file(tmp_path: Path):
     assert _read(f"text:{tmp_path}/**/*.txt") == ["one", "two\nlines"]
 
 
+def test_a_file_that_several_wildcards_match_is_read_once(tmp_path: Path):
+    """glob gives one for each way to split its path between the two **."""
+    (tmp_path / "en" / "en").mkdir(parents=True)
+    for folder, text in (("en/en", "one"), ("en", "two")):
+        (tmp_path / folder / "z.txt").write_text(text)
+    assert _read(f"text:{tmp_path}/**/en/**/*.txt") == ["one", "two"]
+    assert _read(f"text:{tmp_path}/**/**/*.txt") == ["one", "two"]
+
+
 def test_identity_follows_the_content_and_not_the_folder(tmp_path: Path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
