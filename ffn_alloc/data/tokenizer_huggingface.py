@@ -15,6 +15,8 @@ from ffn_alloc.errors import BadInput
 
 _SPACE = "\u2581"  # how Metaspace pieces write a space
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+# Of the 256 bytes, those that no UTF-8 text has; ByteLevel writes them as the same characters.
+_NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
 
 
@@ -28,6 +30,10 @@ class HuggingFaceTokenizer(Tokenizer):
         except Exception as error:  # the package raises nothing more special
             problem = f"{path} is no tokenizer.json ({error})"
             raise BadInput("data.tokenizer", spec, problem, "Give a tokenizer.json") from error
+        if _drops_text(json.loads(self._tokenizer.to_str())):
+            problem = "drops characters that it has no piece for, silently"
+            remedy = "Give it an unk_token, byte_fallback, or the whole ByteLevel alphabet"
+            raise BadInput("data.tokenizer", spec, problem, remedy)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # text that spells one stays text
@@ -50,6 +56,24 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _drops_text(parts: dict[str, Any]) -> bool:
+    """Whether a character without a piece leaves no token: BPE alone raises nothing then."""
+    model = parts["model"]
+    if model["type"] != "BPE" or model["unk_token"] is not None:
+        return False
+    pieces = model["vocab"].keys()
+    used = set(range(256)) - _NEVER_IN_UTF8
+    if model["byte_fallback"] and {f"<0x{byte:02X}>" for byte in used} <= pieces:
+        return False
+    if "ByteLevel" not in _types(parts["pre_tokenizer"]) | _types(parts["normalizer"]):
+        return True
+    alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - set(map(chr, _NEVER_IN_UTF8))
+    # The same character is another piece inside a word, and at its end.
+    starts = {"", model["continuing_subword_prefix"] or ""}
+    ends = {"", model["end_of_word_suffix"] or ""}
+    return not {a + c + b for a in starts for c in alphabet for b in ends} <= pieces
 
 
 def _eos_id(tokenizer: tokenizers.Tokenizer, spec: str, config_path: Path) -> int:

@@ -118,6 +118,58 @@ def test_text_without_an_id_is_bad_input(tmp_path: Path):
         chosen.encode("unknown")
 
 
+_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_IN_NO_TEXT = [0xC0, 0xC1, *range(0xF5, 0x100)]  # no UTF-8 has these bytes
+
+
+def _bpe(pieces: list[str], byte_level: bool = False, **options) -> tokenizers.Tokenizer:
+    vocabulary = {piece: i for i, piece in enumerate([*pieces, "</s>"])}
+    made = tokenizers.Tokenizer(models.BPE(vocabulary, [], **options))
+    if byte_level:
+        split = pre_tokenizers.Split("x", "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.pre_tokenizer = pre_tokenizers.Sequence([split, level])  # as Llama 3 has it
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (_bpe(["a", "b"]), "aZb"),
+        (_bpe(_ALPHABET), "a b"),  # spelled, but nothing writes text that way
+        (_bpe([c for c in _ALPHABET if c != "Z"], byte_level=True), "aZb"),
+        (_bpe(_ALPHABET, byte_level=True, end_of_word_suffix="</w>"), "ab"),
+        (_bpe(_ALPHABET, byte_level=True, continuing_subword_prefix="##"), "ab"),
+        (_bpe(["a", "b", *_BYTES]), "aZb"),  # byte_fallback is not on
+        (_bpe([p for p in _BYTES if p != "<0x5A>"], byte_fallback=True), "aZb"),
+    ],
+)
+def test_what_drops_text_silently_is_refused(tmp_path: Path, made: tokenizers.Tokenizer, text: str):
+    assert len(made.encode(text).ids) < len(text)
+    made.save(str(tmp_path / "tokenizer.json"))
+    spec = f"huggingface:{tmp_path}/tokenizer.json"
+    with pytest.raises(BadInput, match="drops characters .* silently.* unk_token") as caught:
+        tokenizer.load(spec)
+    assert caught.value.field == "data.tokenizer" and caught.value.value == spec
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        _bpe(["a", "<unk>"], unk_token="<unk>"),
+        _bpe([c for c in _ALPHABET if ord(c) not in _IN_NO_TEXT], byte_level=True),
+        _bpe([p for i, p in enumerate(_BYTES) if i not in _IN_NO_TEXT], byte_fallback=True),
+        _bpe([c + end for c in _ALPHABET for end in ("", "</w>")], True, end_of_word_suffix="</w>"),
+    ],
+)
+def test_what_has_a_token_for_every_character_is_taken(tmp_path: Path, made: tokenizers.Tokenizer):
+    made.save(str(tmp_path / "tokenizer.json"))
+    chosen = tokenizer.load(f"huggingface:{tmp_path}/tokenizer.json")
+    every = map(chr, [*range(0xD800), *range(0xE000, 0x110000, 7)])
+    assert all(len(chosen.encode(character)) for character in every)
+
+
 def test_published_truncation_and_padding_are_off(specs: dict[str, str]):
     chosen = tokenizer.load(specs["huggingface"])
     assert len(chosen.encode("a b c d e f g h i j")) >= 10

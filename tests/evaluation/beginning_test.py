@@ -25,8 +25,8 @@ def _imported():
 
 
 def _huggingface(folder: Path, settings: dict, template: str | None) -> tokenizer.Tokenizer:
-    pieces = {"</s>": 0, "<s>": 1, **{c: i + 2 for i, c in enumerate("abc")}}
-    made = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=[]))
+    pieces = {"</s>": 0, "<s>": 1, **{c: i + 2 for i, c in enumerate("abc")}, "<unk>": 5}
+    made = tokenizers.Tokenizer(models.BPE(vocab=pieces, merges=[], unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.add_special_tokens(["</s>", "<s>"])
     if template:
