@@ -55,8 +55,11 @@ class FilePiece:
             yield from (_text(line, self) for line in lines if not line.isspace())
 
 
-def find(field: str, source: str) -> list[Path]:
-    """The files that `source` (KIND:GLOB) names, in sorted order; BadInput if there are none."""
+def find(field: str, source: str, rows: Path | None = None) -> list[Path]:
+    """The files that `source` (KIND:GLOB) names, in sorted order; BadInput if there are none.
+
+    What lies in `rows` was made of the others, and is not among them.
+    """
     pattern = source.partition(":")[2]
     pattern_here = str(expanded(field, pattern))
     # glob gives a file once for each way that several ** can match it.
@@ -65,18 +68,24 @@ def find(field: str, source: str) -> list[Path]:
         if path.is_symlink() and not path.exists():
             problem, remedy = f"{path} is a link to nothing", "Mount or fetch what it points to"
             raise BadInput(field, source, problem, remedy)
-    paths = [path for path in paths if path.is_file()]
+    named = [path for path in paths if path.is_file()]
+    made = rows and rows.resolve()
+    paths = [path for path in named if not (made and made in path.resolve().parents)]
     if not pattern or not paths:
-        raise BadInput(field, source, "no file matches", "Correct the path or the pattern")
+        problem, remedy = "no file matches", "Correct the path or the pattern"
+        if named:
+            problem = f"no file matches but in {rows}, where rows are made"
+            remedy = "Correct the pattern, or name another data.prepared_dir"
+        raise BadInput(field, source, problem, remedy)
     return paths
 
 
-def pieces(field: str, source: str) -> list[FilePiece]:
+def pieces(field: str, source: str, rows: Path | None = None) -> list[FilePiece]:
     """All documents that `source` names, in order."""
     kind = source.partition(":")[0]
     cut = {"jsonl": _jsonl_ranges, "parquet": _row_groups, "text": _text_file}[kind]
     result = []
-    for path in find(field, source):
+    for path in find(field, source, rows):
         ranges = cut(field, source, path)
         result += [FilePiece(field, kind, str(path), *numbers, version(path)) for numbers in ranges]
     return result

@@ -124,7 +124,7 @@ def prepared_dir(config: Config) -> Path:
     source = data.source if kind == "tfds" else kind
     readable = f"{source}-{data.tokenizer.partition(':')[0]}-{data.sequence_length}"
     name = re.sub(r"[^A-Za-z0-9.]+", "-", readable)
-    return storage.cache_root() / "prepared" / f"{name}-{digest}"
+    return storage.prepared_root() / f"{name}-{digest}"
 
 
 def _plan(config: Config) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ffn_alloc.config import DataConfig
-from ffn_alloc.data import files, sources, storage
+from ffn_alloc.data import sources, storage
 from ffn_alloc.errors import BadInput
 
 _NAME = "sources.json"
@@ -14,7 +14,7 @@ _REMEDY = "Name another data.prepared_dir for new rows, or move that file away t
 
 def names(data: DataConfig) -> list[str]:
     """Of every file, its name and size, wherever it lies; BadInput if there are none."""
-    return [_name(path) for f, s in sources.of_files(data) for path in files.find(f, s)]
+    return [_name(path) for f, s in sources.of_files(data) for path in sources.find(data, f, s)]
 
 
 def write(directory: Path, found: Sequence[str]) -> None:
@@ -28,16 +28,15 @@ def check_none_new(data: DataConfig, directory: Path) -> None:
         return
     known = set(json.loads(path.read_text()))
     for field, source in sources.of_files(data):
-        for file in _here(field, source):
-            rows = directory.resolve() in file.resolve().parents  # a glob may find these, too
-            if not rows and _name(file) not in known:
+        for file in _here(data, field, source):
+            if _name(file) not in known:
                 problem = f"has {_name(file)}, which {directory} was not prepared with"
                 raise BadInput(field, source, problem, _REMEDY)
 
 
-def _here(field: str, source: str) -> list[Path]:
+def _here(data: DataConfig, field: str, source: str) -> list[Path]:
     try:
-        return files.find(field, source)
+        return sources.find(data, field, source)
     except BadInput:
         return []
 

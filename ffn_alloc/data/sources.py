@@ -20,12 +20,13 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ffn_alloc.config import DataConfig
-from ffn_alloc.data import files, tfds_source
+from ffn_alloc.data import files, storage, tfds_source
 from ffn_alloc.data.python_docs import corpus
 from ffn_alloc.errors import BadInput
-from ffn_alloc.paths import expanded
+from ffn_alloc.paths import expanded, local_path
 
 _KNOWN = "Give python_docs, tfds:NAME, jsonl:GLOB, parquet:GLOB or text:GLOB"
 _ONE_VALIDATION_DOCUMENT_IN = 100
@@ -72,7 +73,7 @@ def split(data: DataConfig) -> Units:
     _named(data)
     _check_apart(data)
     if _is_files(data.source):
-        pieces = files.pieces("data.source", data.source)
+        pieces = files.pieces("data.source", data.source, _rows(data))
         sides = ("all", "all") if data.validation_source else ("train", "validation")
         train = _group(pieces, _TRAIN_UNITS, _SMALLEST_UNIT, sides[0])
         train = _first_documents(train, data.max_documents)
@@ -85,7 +86,7 @@ def split(data: DataConfig) -> Units:
         if not data.validation_source:
             validation = _one_each(reader.pieces("validation", _VALIDATION_UNITS))
     if data.validation_source:
-        validation = _whole("data.validation_source", data.validation_source, data.data_dir)
+        validation = _whole("data.validation_source", data.validation_source, data)
     _check_not_empty("data.source", data.source, train)
     _check_not_empty("data.validation_source", data.validation_source, validation)
     return Units(train, validation)
@@ -97,7 +98,7 @@ def check(data: DataConfig) -> None:
     _check_apart(data)
     for field, source in named:
         if _is_files(source):
-            files.find(field, source)
+            find(data, field, source)
         elif source == "python_docs":
             corpus.digest()
         else:
@@ -109,7 +110,7 @@ def small_size(data: DataConfig) -> int | None:
     total = 0
     for field, source in _named(data):
         if _is_files(source):
-            total += sum(path.stat().st_size for path in files.find(field, source))
+            total += sum(path.stat().st_size for path in find(data, field, source))
         elif source == "python_docs":
             total += _PYTHON_DOCS_SIZE
         else:
@@ -123,7 +124,7 @@ def content_key(data: DataConfig) -> list[str]:
     for field, source in _named(data):
         key.append(source)
         if _is_files(source):
-            for path in files.find(field, source):
+            for path in find(data, field, source):
                 key += [str(path.resolve()), files.version(path)]
         elif source == "python_docs":
             key.append(corpus.digest())
@@ -135,6 +136,20 @@ def content_key(data: DataConfig) -> list[str]:
 def of_files(data: DataConfig) -> list[tuple[str, str]]:
     """(field, source) of those that are local files."""
     return [(field, source) for field, source in _named(data) if _is_files(source)]
+
+
+def find(data: DataConfig, field: str, source: str) -> list[Path]:
+    """The files that a source names, but for those of the rows, which a glob may name too."""
+    return files.find(field, source, _rows(data))
+
+
+def _rows(data: DataConfig) -> Path | None:
+    """What rows of this data are made below; None in a bucket."""
+    if "://" in data.prepared_dir:
+        return None
+    if data.prepared_dir:
+        return local_path("data.prepared_dir", data.prepared_dir)
+    return storage.prepared_root()
 
 
 def _tfds_key(source: str, data_dir: str) -> list[str]:
@@ -153,8 +168,8 @@ def _check_apart(data: DataConfig) -> None:
     if not other:
         return
     if _is_files(ours) and _is_files(other):
-        trained = {path.resolve() for path in files.find("data.source", ours)}
-        for path in files.find(field, other):
+        trained = {path.resolve() for path in find(data, "data.source", ours)}
+        for path in find(data, field, other):
             if path.resolve() in trained:
                 problem = f"names {path}, which data.source = {ours!r} trains on"
     elif not _is_files(ours) and not _is_files(other):
@@ -189,10 +204,11 @@ def _tfds_reader(field: str, source: str, data_dir: str) -> tfds_source.Reader:
     return tfds_source.find(field, source, data_dir)
 
 
-def _whole(field: str, source: str, data_dir: str) -> tuple[Unit, ...]:
+def _whole(field: str, source: str, data: DataConfig) -> tuple[Unit, ...]:
     if _is_files(source):
-        return _group(files.pieces(field, source), _VALIDATION_UNITS, _SMALLEST_UNIT, "all")
-    reader = _tfds_reader(field, source, data_dir)
+        pieces = files.pieces(field, source, _rows(data))
+        return _group(pieces, _VALIDATION_UNITS, _SMALLEST_UNIT, "all")
+    reader = _tfds_reader(field, source, data.data_dir)
     splits = ["validation"] if "validation" in reader.counts else sorted(reader.counts)
     return _one_each([piece for name in splits for piece in reader.pieces(name, _VALIDATION_UNITS)])
 

@@ -18,6 +18,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("FFN_ALLOC_CACHE") or "~/.cache/ffn_alloc").expanduser()
 
 
+def prepared_root() -> Path:
+    """Where rows lie whose place is not named."""
+    return cache_root() / "prepared"
+
+
 @contextlib.contextmanager
 def locked(directory: Path, field: str) -> Iterator[None]:
     """Holds the one lock of `directory`, which need not exist; says so when it has to wait.

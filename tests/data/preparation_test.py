@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from ffn_alloc.config import Config
 from ffn_alloc.data import manifest, preparation, sources, storage, tokenizer
+from ffn_alloc.data.shard_task import ShardTask, make_shard
 from ffn_alloc.errors import BadInput
 from tests.helpers import tiny_config
 
@@ -262,6 +264,43 @@ def test_rows_that_lie_in_their_source_are_no_new_files(tmp_path: Path):
     config = _config(f"text:{tmp_path}/**", tmp_path / "rows")
     made = _prepare(config)
     assert _prepare(config).fingerprint == made.fingerprint
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("place", ["named", "linked", "cache"])
+@pytest.mark.parametrize("shards", [0, 1])
+def test_a_killed_call_does_not_read_its_own_rows(tmp_path, monkeypatch, many_units, place, shards):
+    """They lie in the source; as documents, they would change the rows or be refused."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(300):
+        (corpus / f"{i}.txt").write_text(f"text number {i}, long enough for a row. " * 3)
+    source = f"text:{corpus}/**"
+    undisturbed = _prepare(_config(source, tmp_path / "elsewhere"))
+    monkeypatch.setenv("FFN_ALLOC_CACHE", str(corpus / "cache"))
+    (tmp_path / "link").symlink_to(corpus)
+    folder = {"named": corpus / "rows", "linked": tmp_path / "link" / "rows", "cache": ""}[place]
+    config = _config(source, folder)
+
+    def killed(tasks: Sequence[ShardTask]) -> Iterator[manifest.Shard]:
+        for task in tasks[:shards]:
+            yield make_shard(task, lambda _: None)
+        raise _Killed
+
+    with pytest.raises(_Killed):
+        preparation.prepare(config, 1, killed)
+    assert list(corpus.rglob("plan.json")) and len(list(corpus.rglob("*.array_record"))) == shards
+    assert _prepare(config).fingerprint == undisturbed.fingerprint
+    assert _prepare(config).fingerprint == undisturbed.fingerprint
+
+
+def test_a_folder_around_the_whole_source_is_no_place_for_rows(jsonl, tmp_path: Path):
+    with pytest.raises(BadInput, match="no file matches but in .* another data.prepared_dir"):
+        _prepare(_config(jsonl(_TEXTS), tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
 def test_another_tokenizer_is_refused_by_its_content(jsonl, tmp_path: Path, monkeypatch):
