@@ -119,7 +119,8 @@ def prepared_dir(config: Config) -> Path:
     if data.prepared_dir:
         return local_path(_FIELD, data.prepared_dir)
     key = [*sources.content_key(data), data.tokenizer, str(data.sequence_length)]
-    digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:12]
+    joined = "\n".join(key).encode(errors="surrogateescape")  # a file's name need not be UTF-8
+    digest = hashlib.sha256(joined).hexdigest()[:12]
     kind, _, _ = data.source.partition(":")
     source = data.source if kind == "tfds" else kind
     readable = f"{source}-{data.tokenizer.partition(':')[0]}-{data.sequence_length}"

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from ffn_alloc.errors import BadInput
-from ffn_alloc.paths import AnyPath, write_atomically
+from ffn_alloc.paths import AnyPath, expanded, write_atomically
+
+_CACHE = "FFN_ALLOC_CACHE"
 
 
 def cache_root() -> Path:
     """$FFN_ALLOC_CACHE, else ~/.cache/ffn_alloc. Everything below it can be made again."""
-    return Path(os.environ.get("FFN_ALLOC_CACHE") or "~/.cache/ffn_alloc").expanduser()
+    given = os.environ.get(_CACHE) or "~/.cache/ffn_alloc"
+    try:
+        return expanded(_CACHE, given)
+    except BadInput as error:
+        remedy = f"Set the environment variable {_CACHE} to a directory"
+        raise BadInput(_CACHE, given, error.problem, remedy) from error
 
 
 def prepared_root() -> Path:
@@ -34,20 +41,17 @@ def locked(directory: Path, field: str) -> Iterator[None]:
     """
     with _lock_file(directory, field) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process is preparing {directory}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for(file, directory)
+        except OSError as error:
+            raise _without_locks(field, directory, error) from error
         yield
 
 
 def unwritable(field: str, directory: Path, error: OSError) -> BadInput:
     """What to raise where something cannot be made; `field` named it unless it is of the cache."""
-    if directory.is_relative_to(cache_root()):
-        field = "FFN_ALLOC_CACHE"
     problem = f"cannot be made or written to ({error})"
     remedy = "Name a place that this user can write to, in a folder that is so too"
-    return BadInput(field, str(directory), problem, remedy)
+    return BadInput(_naming(field, directory), str(directory), problem, remedy)
 
 
 def scratch(directory: Path) -> Path:
@@ -67,6 +71,26 @@ def _lock_file(directory: Path, field: str) -> IO[str]:
         return open(_hidden(place, "lock"), "w")
     except OSError as error:
         raise unwritable(field, directory, error) from error
+
+
+def _wait_for(file: IO[str], directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting: another process is preparing {directory}", file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _without_locks(field: str, directory: Path, error: OSError) -> BadInput:
+    """Of a file system that has none, as Lustre mounted without `flock`."""
+    problem = f"lies where no file can be locked ({error})"
+    remedy = "Name a place on another disk, or mount this one with locks (Lustre: -o flock)"
+    return BadInput(_naming(field, directory), str(directory), problem, remedy)
+
+
+def _naming(field: str, directory: Path) -> str:
+    """What named a place: `field`, unless it is of the cache."""
+    return _CACHE if directory.is_relative_to(cache_root()) else field
 
 
 def _hidden(directory: Path, suffix: str) -> Path:

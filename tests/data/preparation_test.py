@@ -71,6 +71,20 @@ def test_the_default_folder_is_keyed_by_what_decides_the_rows(jsonl, cache: Path
     assert preparation.prepared_dir(config) != folder
 
 
+def test_the_name_of_a_source_file_need_not_be_utf8(tmp_path: Path):
+    text = "".join(_TEXTS)
+    for i in range(300):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i}, long enough for a row")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as file:
+        file.write(text)
+    made = preparation.ensure_prepared(_config(f"text:{tmp_path}/*.txt"))
+    total = sum(split.total("documents") for split in (made.train, made.validation))
+    assert total == 301
+    os.rename(os.fsencode(tmp_path) + b"/caf\xe9.txt", os.fsencode(tmp_path) + b"/caf\xe8.txt")
+    other = preparation.prepared_dir(_config(f"text:{tmp_path}/*.txt"))
+    assert other != made.directory
+
+
 def test_a_second_call_does_no_work(jsonl, monkeypatch: pytest.MonkeyPatch):
     config = _config(jsonl(_TEXTS))
     first = preparation.ensure_prepared(config)

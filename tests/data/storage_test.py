@@ -1,5 +1,8 @@
 """Places that cannot be written to, by whoever wants to write there first."""
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,41 @@ def test_an_unusable_cache_is_named(nowhere: Path, monkeypatch):
     with pytest.raises(BadInput) as caught:
         store.ensure_built(nowhere / "data")
     assert caught.value.field == "data.data_dir"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch, number: int, waits: bool):
+    def refuse(_: object, operation: int) -> None:
+        if waits and operation & fcntl.LOCK_NB:
+            raise BlockingIOError
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    config = tiny_config(**{"data.prepared_dir": str(tmp_path / "rows")})
+    with pytest.raises(BadInput, match="no file can be locked .* another disk") as caught:
+        preparation.prepare(config, 1)
+    monkeypatch.setenv("FFN_ALLOC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparation.sources, "split", lambda _: None)
+    found = [caught.value]
+    with pytest.raises(BadInput, match="no file can be locked") as caught:
+        preparation.prepare(tiny_config(), 1)
+    found.append(caught.value)
+    assert [error.field for error in found] == ["data.prepared_dir", "FFN_ALLOC_CACHE"]
+    assert found[0].value == str(tmp_path / "rows")
+
+
+@pytest.mark.parametrize("given", [None, "", "~/mine"])
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch, given: str | None):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of a user who is unknown
+    monkeypatch.delenv("FFN_ALLOC_CACHE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("FFN_ALLOC_CACHE", given)
+    with pytest.raises(BadInput, match="Set the environment variable FFN_ALLOC_CACHE") as caught:
+        preparation.ensure_prepared(tiny_config())
+    assert caught.value.field == "FFN_ALLOC_CACHE"
+    monkeypatch.setenv("FFN_ALLOC_CACHE", "/somewhere")
+    assert storage.cache_root() == Path("/somewhere")
 
 
 def test_an_error_of_the_work_stays_as_it_is(tmp_path: Path):
