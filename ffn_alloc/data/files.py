@@ -69,8 +69,9 @@ def find(field: str, source: str, rows: Path | None = None) -> list[Path]:
             problem, remedy = f"{path} is a link to nothing", "Mount or fetch what it points to"
             raise BadInput(field, source, problem, remedy)
     named = [path for path in paths if path.is_file()]
-    made = rows and rows.resolve()
-    paths = [path for path in named if not (made and made in path.resolve().parents)]
+    folders = {path.parent for path in named} if rows else set()
+    made = {folder for folder in folders if folder.resolve().is_relative_to(rows.resolve())}
+    paths = [path for path in named if path.parent not in made]
     if not pattern or not paths:
         problem, remedy = "no file matches", "Correct the path or the pattern"
         if named:
