@@ -91,6 +91,7 @@ def prepare(config: Config, num_workers: int = 0, run: ShardMaker | None = None)
         names = source_files.names(config.data)  # before any of them is read
         units = sources.split(config.data)
         _check_usable(directory, plan)  # before even a lock file appears
+        _check_loses_nothing(config.data.tokenizer)
         with full_disk_explained(directory), storage.locked(directory, _FIELD):
             if not (directory / manifest.NAME).exists():
                 _make(config, directory, plan, units, run, names)
@@ -143,6 +144,14 @@ def _plan(config: Config) -> dict[str, Any]:
         "vocab_size": chosen.vocab_size,
         "eos_id": chosen.eos_id,
     }
+
+
+def _check_loses_nothing(spec: str) -> None:
+    """For new rows alone: runs and imported models keep the tokenizer that they have."""
+    if tokenizer.load(spec).drops_text:
+        problem = "drops characters that it has no piece for, silently"
+        remedy = "Give it an unk_token, byte_fallback, or the whole ByteLevel alphabet"
+        raise BadInput("data.tokenizer", spec, problem, remedy)
 
 
 def _check_same(directory: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Tokenizer(abc.ABC):
     vocab_size: int  # largest id + 1
     eos_id: int  # ends every document
     token_bytes: np.ndarray  # [vocab_size] int32, UTF-8 bytes an id stands for; special ids: 0
+    drops_text: bool = False  # characters that it has no piece for, without an error
 
     @abc.abstractmethod
     def encode(self, text: bytes | str) -> np.ndarray:

@@ -30,10 +30,7 @@ class HuggingFaceTokenizer(Tokenizer):
         except Exception as error:  # the package raises nothing more special
             problem = f"{path} is no tokenizer.json ({error})"
             raise BadInput("data.tokenizer", spec, problem, "Give a tokenizer.json") from error
-        if _drops_text(json.loads(self._tokenizer.to_str())):
-            problem = "drops characters that it has no piece for, silently"
-            remedy = "Give it an unk_token, byte_fallback, or the whole ByteLevel alphabet"
-            raise BadInput("data.tokenizer", spec, problem, remedy)
+        self.drops_text = _drops_text(json.loads(self._tokenizer.to_str()))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # text that spells one stays text

@@ -30,10 +30,12 @@ def beginning(config: Config, tokenizer: Tokenizer) -> Beginning:
     file = path.with_name("tokenizer_config.json")
     settings = read_settings(tokenizer.spec, file) if file.is_file() else {}
     bos_token = special_token(tokenizer.spec, settings, "bos_token")
-    find = _of_sentencepiece if kind == "sentencepiece" else _of_huggingface
-    before, bos = find(path, bos_token)
-    if settings.get("add_bos_token") is False:
-        before = ()
+    puts = settings.get("add_bos_token") is not False
+    if kind == "sentencepiece":
+        before, bos = _of_sentencepiece(path, bos_token, puts)
+    else:
+        before, bos = _of_huggingface(path, bos_token)
+    before = before if puts else ()
     return Beginning(before, tokenizer.eos_id if bos is None else bos)
 
 
@@ -49,12 +51,16 @@ def _of_huggingface(path: Path, bos_token: str | None) -> tuple[tuple[int, ...],
     return before, next(iter(before), None) if named is None else named
 
 
-def _of_sentencepiece(path: Path, bos_token: str | None) -> tuple[tuple[int, ...], int | None]:
+def _of_sentencepiece(
+    path: Path, bos_token: str | None, puts: bool
+) -> tuple[tuple[int, ...], int | None]:
     """LLaMA's class puts the BOS there unless it is told not to; our exports name EOS as BOS, which
     it is for an empty text alone."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     bos = model.piece_to_id(bos_token) if bos_token else model.bos_id()
     if bos_token and model.id_to_piece(bos) != bos_token:  # what is no piece gets the unknown's id
+        if not puts:
+            return (), None
         problem = f"has no piece {bos_token!r}, the bos_token of its tokenizer_config.json"
         remedy = "Import the model again with its tokenizer.json"
         raise BadInput("data.tokenizer", f"sentencepiece:{path}", problem, remedy)

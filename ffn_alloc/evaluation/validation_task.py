@@ -68,7 +68,8 @@ class Validation:
 
 
 def _batch_size(config: Config, mesh: Mesh, platform: str) -> int:
-    """As in training, or what fits on fewer devices than those of the training."""
+    """At most as in training, and on each device at most what other tasks take: it may be one of
+    fewer than the training had."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     fitting = max(1, row_positions(platform) // config.data.sequence_length)
     return min(-(-config.microbatch_size // shards), fitting) * shards

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ffn_alloc.errors import BadInput
 from ffn_alloc.sweeping.grid import Run
-from ffn_alloc.sweeping.states import log_of
+from ffn_alloc.sweeping.states import MISSING, log_of, state_of
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LAUNCH = _CHECKOUT / "launch"
-_TRAINED_WITH = ("ffn_alloc", "configs", "launch", "setup.py")
+_TRAINED_WITH = ("ffn_alloc", "configs", "launch", "setup.py", "pyproject.toml")
 
 
 def check(launcher: str, runs: Sequence[Run]) -> None:
@@ -25,8 +25,9 @@ def check(launcher: str, runs: Sequence[Run]) -> None:
     if launcher in ("tpu", "gke"):
         for run in runs:
             _arguments_elsewhere(run)
-    if launcher == "tpu":
-        _check_committed(runs)
+    new = [run for run in runs if state_of(run).kind == MISSING]
+    if launcher == "tpu" and new:
+        _check_committed(new)
 
 
 def training(launcher: str, run: Run, options: Sequence[str]) -> list[str]:
@@ -135,7 +136,16 @@ def _check_committed(runs: Sequence[Run]) -> None:
     }
     git = ["git", "-C", str(_CHECKOUT)]
     asked = {"capture_output": True, "text": True}
-    known = subprocess.run([*git, "ls-files", "--error-unmatch", "--", *sorted(configs)], **asked)
+    try:
+        known = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "--", *sorted(configs)], **asked
+        )
+    except FileNotFoundError as error:
+        problem, remedy = "needs git, which is not here", "Install it"
+        raise BadInput("--submit", "tpu", problem, remedy) from error
+    if known.returncode > 1:
+        problem, remedy = f"git says: {known.stderr.strip()}", "Work in a clone"
+        raise BadInput("--submit", "tpu", problem, remedy)
     if known.returncode:
         problem = f"is in no commit, of which TPUs get the last ({known.stderr.strip()})"
         raise BadInput("--config", ", ".join(sorted(configs)), problem, "Commit it")

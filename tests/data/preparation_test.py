@@ -280,6 +280,20 @@ def test_rows_that_lie_in_their_source_are_no_new_files(tmp_path: Path):
     assert _prepare(config).fingerprint == made.fingerprint
 
 
+def test_a_tokenizer_that_drops_text_makes_no_new_rows(tmp_path: Path, monkeypatch):
+    for i in range(300):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i}, long enough for a row")
+    config = _config(f"text:{tmp_path}/*.txt", tmp_path / "rows")
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer.ByteTokenizer, "drops_text", True)
+        with pytest.raises(BadInput, match="drops characters .* silently.* unk_token") as caught:
+            _prepare(config)
+        assert caught.value.field == "data.tokenizer" and not (tmp_path / "rows").exists()
+    made = _prepare(config)
+    monkeypatch.setattr(tokenizer.ByteTokenizer, "drops_text", True)
+    assert _prepare(config).fingerprint == made.fingerprint  # as they are
+
+
 class _Killed(BaseException):
     pass
 

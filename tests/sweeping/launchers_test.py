@@ -123,7 +123,10 @@ def checkout(tmp_path, monkeypatch) -> Path:
         "README.md",
     ):
         (tmp_path / name).write_text("old\n")
-    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    author += ["-c", "core.hooksPath=/dev/null"]
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     monkeypatch.setattr(launchers, "_CHECKOUT", tmp_path)
@@ -145,6 +148,28 @@ def test_tpus_get_what_is_committed(run, checkout):
     other = dataclasses.replace(run, arguments=(f"--config={checkout}/configs/other.py",))
     with pytest.raises(BadInput, match="'configs/mine.py, configs/other.py': is in no commit"):
         launchers.check("tpu", [mine, other])
+
+
+def test_what_trains_is_followed_whatever_was_edited_since(run, checkout):
+    started = dataclasses.replace(
+        run, arguments=(f"--config={checkout}/configs/mine.py",), workdir=checkout / "runs" / "a"
+    )
+    (checkout / "configs" / "mine.py").write_text("new\n")
+    with pytest.raises(BadInput, match="not as in the last commit"):
+        launchers.check("tpu", [started])
+    started.workdir.mkdir(parents=True)
+    (started.workdir / "config.json").write_text("{}")
+    launchers.check("tpu", [started])
+
+
+def test_where_git_says_no(run, checkout, monkeypatch):
+    mine = dataclasses.replace(run, arguments=(f"--config={checkout}/configs/mine.py",))
+    (checkout / ".git").rename(checkout / "elsewhere")
+    with pytest.raises(BadInput, match="git says: .*not a git repository"):
+        launchers.check("tpu", [mine])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BadInput, match="needs git"):
+        launchers.check("tpu", [mine])
 
 
 def test_a_waiting_job_is_found_by_its_whole_name(run, tmp_path, monkeypatch):
