@@ -25,9 +25,8 @@ def check(launcher: str, runs: Sequence[Run]) -> None:
     if launcher in ("tpu", "gke"):
         for run in runs:
             _arguments_elsewhere(run)
-    new = [run for run in runs if state_of(run).kind == MISSING]
-    if launcher == "tpu" and new:
-        _check_committed(new)
+    if launcher == "tpu":  # what trains is followed whatever was edited since
+        _check_committed([run for run in runs if state_of(run).kind == MISSING])
 
 
 def training(launcher: str, run: Run, options: Sequence[str]) -> list[str]:
@@ -128,6 +127,8 @@ def _config_elsewhere(word: str) -> str:
 
 def _check_committed(runs: Sequence[Run]) -> None:
     """BadInput where TPUs, which get the last commit, would train something else than is here."""
+    if not runs:
+        return
     words = {word for run in runs for word in _arguments_elsewhere(run)}
     configs = {
         word.removeprefix("--config=").partition(":")[0]

@@ -146,8 +146,9 @@ class Lease:
             except BadInput as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 return  # `check` in the main thread ends the run
-            except Exception:  # a bucket's client has classes of its own
-                continue  # such as a server that is away for a moment
+            except Exception as error:  # a bucket's client has classes of its own
+                # Such as a server that is away for a moment.
+                print(f"trying again to renew {self._path}: {error}", file=sys.stderr, flush=True)
 
     def _release(self) -> None:
         with contextlib.suppress(Exception):
