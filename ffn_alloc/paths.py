@@ -47,12 +47,23 @@ def local_path(field: str, name: str | os.PathLike[str]) -> Path:
 
 
 def expanded(field: str, name: str | os.PathLike[str]) -> Path:
-    """With the home directory for ~; BadInput for that of nobody."""
+    """With the home directory for ~; BadInput for that of nobody, and for what this user may not
+    look at: `Path.exists` and its like would raise."""
     try:
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
     except RuntimeError as error:
         problem = "begins with the home of a user who is not known here"
         raise BadInput(field, os.fspath(name), problem, "Write the directory itself") from error
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        problem, remedy = f"cannot be looked at ({error.strerror})", "Give another one"
+        if isinstance(error, PermissionError):
+            remedy = "Give another one, or change the permissions of the directories above it"
+        raise BadInput(field, os.fspath(name), problem, remedy) from error
+    return path
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

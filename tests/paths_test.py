@@ -53,6 +53,20 @@ def test_what_this_user_may_not_look_into_is_told(tmp_path, monkeypatch):
         paths.check_creatable("--workdir", tmp_path / "somebody" / "run")
 
 
+def test_what_cannot_be_looked_at_is_named(tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="File name too long") as error:
+        paths.expanded("data.tokenizer", tmp_path / ("a" * 300))
+    assert error.value.field == "data.tokenizer"
+
+    def locked(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", locked)
+    for name in (paths.local_path, paths.as_path):
+        with pytest.raises(BadInput, match="Permission denied.*permissions of the directories"):
+            name("data.prepared_dir", tmp_path / "rows")
+
+
 def test_the_home_of_nobody_is_named():
     with pytest.raises(BadInput, match="home of a user") as error:
         paths.as_path("--workdir", "~nobody-here/run")

@@ -93,8 +93,14 @@ class HarnessModel(TemplateLM):
         return [float(sum(scores[start:stop])) for start, stop in zip(starts, stops, strict=False)]
 
     def check(self, requests: list[Any]) -> None:
-        """BadInput for a generation that cannot be done."""
+        """BadInput for a generation that cannot be done, or nothing to score or to score it behind:
+        a tokenizer may make one token of a context's end and its continuation."""
         for request in requests:
+            if request.request_type == "loglikelihood" and request.args[0]:
+                context, continuation = request.args
+                if not all(self._encode_pair(context, continuation)):
+                    problem = f"and its context, {context[-20:]!r}, do not have a token each"
+                    raise BadInput("continuation", continuation, problem, "Use another tokenizer")
             if request.request_type == "generate_until":
                 options = self._options(request.args[1])
                 check_options(self._config, options["max_new_tokens"], options["temperature"])
