@@ -6,8 +6,10 @@ encoded without a special token, as the harness' Hugging Face backend does for a
 defines EOS alone. For an imported model that backend's BOS stands where its own tokenizer puts it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -46,6 +48,7 @@ class HarnessModel(TemplateLM):
         self._config, self._mesh, self._platform = config, mesh, platform
         self._text, self._progress = tokenizer, progress
         self._beginning = beginning(config, tokenizer)
+        self._pairs: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -98,7 +101,7 @@ class HarnessModel(TemplateLM):
         for request in requests:
             if request.request_type == "loglikelihood" and request.args[0]:
                 context, continuation = request.args
-                if not all(self._encode_pair(context, continuation)):
+                if not all(map(len, self._encode_pair(context, continuation))):
                     problem = f"and its context, {context[-20:]!r}, do not have a token each"
                     raise BadInput("continuation", continuation, problem, "Use another tokenizer")
             if request.request_type == "generate_until":
@@ -129,9 +132,17 @@ class HarnessModel(TemplateLM):
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return _options(kwargs, min(_MAX_NEW_TOKENS, self.max_length // 2))
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
+        """The harness' own ids, kept: they are asked for by `check` and with all parameters."""
+        pair = context, continuation
+        if pair not in self._pairs:
+            first, second = super()._encode_pair(context, continuation)
+            self._pairs[pair] = np.array(first, np.int32), np.array(second, np.int32)
+        return self._pairs[pair]
+
     def _loglikelihood_tokens(
         self,
-        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        requests: list[tuple[tuple[str, str], Sequence[int], Sequence[int]]],
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:

@@ -105,6 +105,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
 def test_a_continuation_without_a_token_is_refused_before_anything_is_scored(model, monkeypatch):
     """Of a tokenizer with one id for two letters."""
     monkeypatch.setattr(model, "tok_encode", lambda text, **_: list(range((len(text) + 1) // 2)))
+    monkeypatch.setattr(model, "_pairs", {})
     model.check([SimpleNamespace(args=("abc", "de"), request_type="loglikelihood")])
     model.check([SimpleNamespace(args=("", "de"), request_type="loglikelihood")])
     for pair in (("abc", "d"), ("\n", "de")):
