@@ -45,10 +45,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ffn_alloc.export", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m ffn_alloc.export",
+        description="Writes a checkpoint in a Hugging Face format, or imports one as a run.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--workdir", required=True, help="directory of the run")
     parser.add_argument("--step", type=int, help="checkpoint to export; default: the newest")
-    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--format", choices=FORMATS, help="see README.md")
     parser.add_argument("--out", help="directory to write, new or empty")
     parser.add_argument("--from-hf", help="checkpoint to make --workdir of")
     return parser

@@ -19,7 +19,11 @@ from ffn_alloc.planning import forecast, topology
 from ffn_alloc.sweeping import grid, jobs, launchers, same_run, table
 
 _SIZES = "285m,570m,1p2b"
-_PARSER = argparse.ArgumentParser("python -m ffn_alloc.sweep", allow_abbrev=False)
+_PARSER = argparse.ArgumentParser(
+    "python -m ffn_alloc.sweep",
+    description="Plans a grid of runs, shows how far each is, and starts what is missing.",
+    allow_abbrev=False,
+)
 _PARSER.add_argument("--dir", required=True, help="for the runs' directories and logs/")
 _PARSER.add_argument("--sizes", help=f"default: {_SIZES}")
 _PARSER.add_argument("--config", help="instead of the sizes: a config file, as for main")

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation import following, suites
 
-PARSER = argparse.ArgumentParser("python -m ffn_alloc.evaluate", allow_abbrev=False)
+PARSER = argparse.ArgumentParser(
+    "python -m ffn_alloc.evaluate",
+    description="Scores checkpoints of a run on tasks, or lets one continue a text.",
+    allow_abbrev=False,
+)
 PARSER.add_argument("--workdir", required=True, help="directory of the run")
 PARSER.add_argument("--step", help="N, last (default), all or missing")
 PARSER.add_argument("--suite", choices=list(suites.SUITES), help="default: quick")
@@ -17,7 +21,7 @@ PARSER.add_argument("--task_data", default="", help="DIR with DIR/TASK/SPLIT.jso
 PARSER.add_argument("--limit", type=int, default=0, help="items of each task; 0: all")
 PARSER.add_argument("--watch", action="store_true", help="follow a running training to its end")
 PARSER.add_argument("--prompt", help="a text to be continued; nothing is scored then")
-PARSER.add_argument("--max_new_tokens", type=int, default=100)
+PARSER.add_argument("--max_new_tokens", type=int, default=100, help="behind a prompt")
 PARSER.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
 PARSER.add_argument("--seed", type=int, default=0, help="of the sampling")
 
