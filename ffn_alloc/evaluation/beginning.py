@@ -42,6 +42,8 @@ def beginning(config: Config, tokenizer: Tokenizer) -> Beginning:
 def _of_huggingface(path: Path, bos_token: str | None) -> tuple[tuple[int, ...], int | None]:
     """What its post-processor puts before a text, and the BOS."""
     pieces = tokenizers.Tokenizer.from_file(str(path))
+    pieces.no_truncation()  # as it may have been saved
+    pieces.no_padding()
     with_all = pieces.encode("a").ids
     text = pieces.encode("a", add_special_tokens=False).ids
     starts = range(len(with_all) - len(text) + 1)

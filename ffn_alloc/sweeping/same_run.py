@@ -29,6 +29,7 @@ def check(run: Run) -> None:
         data = named  # the same rows by another name
     mine = {**identity(run.config), **data, _FINGERPRINT: fingerprint}
     theirs = {**found["identity"], **named}
+    theirs.pop("data.order", None)  # the version's, which `main` looks at if it is to go on
     if newest_step(run) >= steps:
         mine["train.steps"], theirs["train.steps"] = steps, found["train_steps"]
     changed = changes(theirs, mine)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from ffn_alloc.config import IMPORTED, Config, changes, identity
 from ffn_alloc.data import tokenizer
+from ffn_alloc.data.pipeline import ORDER
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints
@@ -20,11 +21,13 @@ from ffn_alloc.training.sharding import path_string
 from ffn_alloc.training.state import TrainState, abstract_state, init_state
 from ffn_alloc.training.workdir import read_config
 
+_THAT_VERSION = "Finish the run with the version that began it: see git_revision in config.json"
+
 
 def run_record(config: Config, data_fingerprint: str) -> dict[str, Any]:
     """What config.json and every checkpoint hold; a resume must agree with the identity."""
     return {
-        "identity": {**identity(config), "data.fingerprint": data_fingerprint},
+        "identity": {**identity(config), "data.fingerprint": data_fingerprint, "data.order": ORDER},
         "train_steps": config.train.steps,
         "tokenizer_hash": tokenizer.load(config.data.tokenizer).hash,
     }
@@ -58,6 +61,9 @@ def _check_same_run(record: dict[str, Any], found: dict[str, Any], where: str) -
     if found["identity"].get("data.fingerprint") == IMPORTED:
         problem = "holds an imported model, which has no optimizer state and no data to go on with"
         raise BadInput("--workdir", where, problem, "Give another --workdir")
+    if found["identity"].get("data.order") != ORDER:
+        problem = "holds a run of a version that read the rows in another order"
+        raise BadInput("--workdir", where, problem, _THAT_VERSION)
     changed = changes(found["identity"], record["identity"])
     if changed:
         raise BadInput(
@@ -77,5 +83,4 @@ def _check_same_arrays(abstract: TrainState, meta: dict[str, Any], where: str) -
         problem = (
             f"step {meta['step']} has not the arrays of this version: {differing[0]} and others"
         )
-        remedy = "Finish the run with the version that began it: see git_revision in config.json"
-        raise BadInput("checkpoints", where, problem, remedy)
+        raise BadInput("checkpoints", where, problem, _THAT_VERSION)

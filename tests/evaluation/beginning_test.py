@@ -57,6 +57,18 @@ def test_of_a_tokenizer_json(tmp_path: Path, settings, template, expected):
     assert beginning(micro_config(), made) == Beginning((), 0)  # training used none
 
 
+def test_padding_that_a_tokenizer_json_was_saved_with_does_not_count(tmp_path: Path):
+    """transformers writes it there when texts were padded to a length."""
+    path = tmp_path / "tokenizer.json"
+    made = _huggingface(tmp_path, _BOS, "<s> $A")
+    padded = tokenizers.Tokenizer.from_file(str(path))
+    padded.enable_padding(length=8, pad_id=0, pad_token="</s>")
+    padded.enable_truncation(4)
+    padded.save(str(path))
+    assert '"padding":null' not in path.read_text().replace(" ", "")
+    assert beginning(_imported(), made) == Beginning((1,), 1)
+
+
 def test_of_a_sentencepiece_model(tmp_path: Path):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

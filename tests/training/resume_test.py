@@ -79,6 +79,14 @@ def test_documents_that_were_masked_from_behind_each_eos_are_not_gone_on_with(tm
         resume.check_workdir(tmp_path / "earlier", record)
 
 
+def test_rows_in_another_order_are_not_gone_on_with(tmp_path):
+    record = resume.run_record(micro_config(), "fingerprint")
+    del record["identity"]["data.order"]
+    workdir.write_config(tmp_path, micro_config(), record)
+    with pytest.raises(BadInput, match="rows in another order. Finish the run with the version"):
+        resume.check_workdir(tmp_path, resume.run_record(micro_config(), "fingerprint"))
+
+
 @pytest.mark.parametrize("overrides, changes", REFUSED, ids=[str(row[0]) for row in REFUSED])
 def test_what_may_not_change(started, overrides, changes):
     before = (started / "config.json").read_bytes()
