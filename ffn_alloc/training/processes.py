@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         raise BadInput(missing[0], None, "missing", f"Give {', '.join(given)}, or none of them")
     elif not 0 <= process_id < num_processes:  # type: ignore[operator]
         raise BadInput("--process_id", process_id, "out of range", f"0 to {num_processes} - 1")
-    elif not re.fullmatch(r".+:\d+", str(coordinator)):
-        remedy = "Give the address of process 0, and a port that is free there"
-        raise BadInput("--coordinator", coordinator, "is not HOST:PORT", remedy)
+    else:
+        _check_address(str(coordinator), listens=process_id == 0)
     jax.distributed.initialize(
         coordinator,
         num_processes,
@@ -61,6 +61,22 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
         shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
     )
+
+
+def _check_address(coordinator: str, listens: bool) -> None:
+    """jax would try for minutes to reach an impossible port, and crash where one is taken."""
+    remedy = "Give the address of process 0, and a port that is free there"
+    port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    if not port or not 0 < int(port[1]) < 1 << 16:
+        raise BadInput("--coordinator", coordinator, "is not HOST:PORT", remedy)
+    if listens:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", int(port[1])))
+            except OSError as error:
+                problem = f"cannot be listened at ({error.strerror}): another run may have it"
+                raise BadInput("--coordinator", coordinator, problem, remedy) from error
 
 
 def joined() -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ def make_mesh(
     """
     if per_process is None:
         per_process = jax.local_device_count() if devices is None else len(devices)
-    devices = sorted(jax.devices(), key=_place) if devices is None else devices
+    devices = _all_devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     open_axes = [axis for axis, size in sizes.items() if size == -1]
@@ -86,6 +87,17 @@ def make_mesh(
 def number_of_slices(devices: list[jax.Device]) -> int:
     """Groups of TPUs between which there is only the data centre's network; 1 of anything else."""
     return len({_slice_of(device) for device in devices})
+
+
+def _all_devices() -> list[jax.Device]:
+    """BadInput where processes have unequal numbers, which neither meshes nor jax's exchanges
+    between processes are made for."""
+    devices = sorted(jax.devices(), key=_place)
+    numbers = Counter(device.process_index for device in devices)
+    if len(set(numbers.values())) > 1:
+        problem, remedy = "is not the same everywhere", "Give every process as many devices"
+        raise BadInput("number of devices", [*numbers.values()], problem, remedy)
+    return devices
 
 
 def _place(device: jax.Device) -> tuple[int, int, int]:

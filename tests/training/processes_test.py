@@ -1,5 +1,7 @@
 """When a process joins others, and with what; several real ones are in tests/processes_test.py."""
 
+import socket
+
 import jax
 import pytest
 
@@ -81,12 +83,27 @@ def test_explicit_flags(joined):
         (("host:1", 0, 0), "--process_id"),
         (("host", 2, 0), "--coordinator"),
         (("host:port", 2, 0), "--coordinator"),
+        (("host:0", 2, 1), "--coordinator"),
+        (("host:65536", 2, 1), "--coordinator"),
+        (("host:123456", 2, 1), "--coordinator"),
     ],
 )
 def test_flags_that_do_not_fit(joined, flags, field):
     with pytest.raises(BadInput, match=field):
         processes.join(*flags)
     assert joined == []
+
+
+def test_an_address_that_another_run_has_is_not_joined(joined):
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(BadInput, match="another run may have it"):
+            processes.join(address, 2, 0)
+        assert joined == []
+    processes.join(address, 2, 0)
+    assert len(joined) == 1
 
 
 def test_alone_everything_is_agreed():

@@ -85,6 +85,15 @@ def test_mesh_that_does_not_fill_the_devices_is_refused(sizes):
     assert error.value.field == "mesh"
 
 
+def test_processes_with_unequal_numbers_of_devices_are_refused(monkeypatch):
+    processes = (0, 0, 0, 1)
+    found = [SimpleNamespace(process_index=index, id=i) for i, index in enumerate(processes)]
+    monkeypatch.setattr(jax, "devices", lambda: found)
+    with pytest.raises(BadInput, match="as many devices") as error:
+        make_mesh(mesh_config((1, -1, 1)))
+    assert error.value.value == [3, 1]
+
+
 WIDTHS = "model.allocation FFN width"
 REFUSED = [
     # overrides of a tiny config, mesh shape, field, value, what fits
