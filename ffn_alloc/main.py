@@ -70,6 +70,7 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
     record = resume.run_record(config, data.fingerprint)
     with processes.lock(directory) as check_lease:
         processes.from_first(lambda: resume.check_workdir(directory, record))
+        processes.from_first(lambda: resume.check_checkpoints(directory, config))
         if processes.from_first(lambda: workdir.read_config(directory) is None):  # a new run
             processes.from_first(lambda: check_none_new(config.data, data.directory))
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record, check_lease)

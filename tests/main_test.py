@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_a_finished_run_does_nothing_again(finished: Path):
     assert f"is finished: {STEPS} steps are done" in result.stderr
     assert "compiling" not in result.stderr
     assert (rows(finished), meta(finished, STEPS)) == before
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(finished: Path, tmp_path: Path):
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(finished / name, tmp_path)
+    result = run(tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert f"metrics.jsonl goes to step {STEPS}, but there is no checkpoint" in result.stderr
+    assert rows(tmp_path) == rows(finished) and not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.smoke

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import IO
 
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.training import lease
-from ffn_alloc.training.workdir import LOCK
+from ffn_alloc.training.workdir import LOCK, last_logged
 
 MISSING, RUNNING, STOPPED, DONE, FAILED = "missing", "running", "stopped", "done", "failed"
 EVALUATION = "evaluation"  # begins the outcome of one that failed
@@ -32,7 +31,7 @@ def state_of(run: Run) -> State:
 
     `stopped` runs go on by the same command; `failed` says what the last start ended with.
     """
-    step = _last_step(run.workdir / "metrics.jsonl")
+    step = last_logged(run.workdir)
     if lease.is_held(run.workdir / LOCK):
         return State(RUNNING, step)
     if (run.workdir / "checkpoints" / str(run.config.train.steps)).is_dir():
@@ -116,18 +115,3 @@ def _lock(file: IO[str], kind: int) -> bool:
     except OSError:  # a file system without locks: the lease alone tells
         pass
     return True
-
-
-def _last_step(path: Path) -> int:
-    """Of the last whole row; 0 where there is none."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return 0

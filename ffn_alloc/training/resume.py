@@ -9,17 +9,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ffn_alloc.config import IMPORTED, Config, changes, identity
+from ffn_alloc.config import IMPORTED, Config, changes, identity, to_dict
 from ffn_alloc.data import tokenizer
 from ffn_alloc.data.pipeline import ORDER
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath
-from ffn_alloc.training.checkpoint import Checkpoints
+from ffn_alloc.training.checkpoint import Checkpoints, saved_steps
 from ffn_alloc.training.optimizer import check_steps_change
 from ffn_alloc.training.processes import is_first
 from ffn_alloc.training.sharding import path_string
 from ffn_alloc.training.state import TrainState, abstract_state, init_state
-from ffn_alloc.training.workdir import read_config
+from ffn_alloc.training.workdir import METRICS, has_saved, last_logged, read_config
 
 _THAT_VERSION = "Finish the run with the version that began it: see git_revision in config.json"
 
@@ -38,6 +38,31 @@ def check_workdir(workdir: AnyPath, record: dict[str, Any]) -> None:
     found = read_config(workdir)
     if found is not None:
         _check_same_run(record, found, str(workdir))
+
+
+def check_checkpoints(workdir: AnyPath, config: Config) -> None:
+    """BadInput where the run has trained past a checkpoint, and none is there.
+
+    To be called before `Checkpoints`, which removes what a save cut short has left: that alone
+    tells a run killed in its first save from one that lost its checkpoints. Its rows are dropped
+    here, so that it still begins anew when it is killed again.
+    """
+    if saved_steps(workdir / "checkpoints"):
+        return
+    if has_saved(workdir):
+        (workdir / METRICS).unlink(missing_ok=True)
+        return
+    step = last_logged(workdir)
+    # As of the last start: one that died before its first checkpoint may now save earlier.
+    ran = (read_config(workdir) or {"config": to_dict(config)})["config"]
+    # The row of a step is written before its checkpoint, for which there may have been no room.
+    if step > ran["checkpoint"]["every"] or step >= ran["train"]["steps"]:
+        raise BadInput(
+            "--workdir",
+            str(workdir),
+            f"{METRICS} goes to step {step}, but there is no checkpoint",
+            f"Bring checkpoints/ back; to start again, remove {METRICS} or give another --workdir",
+        )
 
 
 def restore_or_init(

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from ffn_alloc.training import lease
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy ml-collections".split()
 LOCK = ".lock"
+METRICS = "metrics.jsonl"
+_TAIL = 65536  # bytes, more than any row has
 
 
 @contextlib.contextmanager
@@ -67,6 +70,28 @@ def read_config(workdir: AnyPath) -> dict[str, Any] | None:
     raise BadInput(
         "--workdir", str(path), "is no record of a run", "Restore it, or use another workdir"
     )
+
+
+def last_logged(workdir: AnyPath) -> int:
+    """The step of the last whole row of metrics.jsonl; 0 where there is none."""
+    path = workdir / METRICS
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
+def has_saved(workdir: AnyPath) -> bool:
+    """Whether anything is left of a save: a checkpoint, or what one cut short has written."""
+    directory = workdir / "checkpoints"
+    return directory.exists() and any(path.name[:1].isdecimal() for path in directory.iterdir())
 
 
 def _git_revision() -> str | None:

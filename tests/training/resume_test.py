@@ -1,15 +1,18 @@
 """Which changes of a config go on with a run, and which are refused, by name."""
 
+import contextlib
 import shutil
 
 import jax
 import pytest
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import write_atomically
 from ffn_alloc.training import resume, workdir
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.sharding import make_mesh
 from ffn_alloc.training.state import init_state
+from tests.buckets import make_bucket
 from tests.training.runs import assert_equal_trees, micro_config
 
 ACCEPTED = [
@@ -161,3 +164,63 @@ def test_a_checkpoint_that_lacks_arrays_is_refused(tmp_path):
     checkpoints.wait()
     with pytest.raises(BadInput, match="step 0 has not the arrays of this version: optimizer/"):
         resume.restore_or_init(config, mesh, checkpoints, record)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_checkpoints_that_are_gone_are_told_and_nothing_changes(started, empty):
+    """Of a run that saves every 2 of its 6 steps; `empty` as where another disk is mounted."""
+    text = '{"step": 3}\n{"step": 4, "train/lo'
+    (started / "metrics.jsonl").write_text(text)
+    if empty:
+        (started / "checkpoints" / "lost+found").mkdir(parents=True)
+    before = sorted(started.rglob("*"))
+    with pytest.raises(BadInput, match="metrics.jsonl goes to step 3, but") as error:
+        resume.check_checkpoints(started, micro_config())
+    assert error.value.field == "--workdir" and error.value.value == str(started)
+    assert sorted(started.rglob("*")) == before
+    assert (started / "metrics.jsonl").read_text() == text
+    with pytest.raises(BadInput):  # what the rows were written with counts
+        resume.check_checkpoints(started, micro_config(**{"checkpoint.every": 100}))
+    (started / "metrics.jsonl").unlink()
+    resume.check_checkpoints(started, micro_config())
+
+
+def test_the_row_of_the_last_step_alone_tells_of_a_checkpoint(tmp_path):
+    config = micro_config(**{"checkpoint.every": 100})
+    for step, refused in ((5, False), (6, True)):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"step": {step}}}\n')
+        with pytest.raises(BadInput) if refused else contextlib.nullcontext():
+            resume.check_checkpoints(tmp_path, config)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(started):
+    """There may have been no room for it; and it may save earlier now."""
+    (started / "checkpoints").mkdir()
+    (started / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    for every in (2, 1):
+        resume.check_checkpoints(started, micro_config(**{"checkpoint.every": every}))
+
+
+def test_a_run_killed_in_its_first_save_begins_anew_even_if_killed_again(started):
+    config = micro_config()
+    cut_short = started / "checkpoints" / "2.orbax-checkpoint-tmp"
+    cut_short.mkdir(parents=True)
+    (started / "metrics.jsonl").write_text('{"step": 3}\n')
+    resume.check_checkpoints(started, config)
+    cut_short.rmdir()  # as `Checkpoints` does, after which it is killed
+    resume.check_checkpoints(started, config)
+
+
+def test_in_a_bucket_too(monkeypatch):
+    run, config = make_bucket(monkeypatch), micro_config()
+    resume.check_checkpoints(run, config)
+    write_atomically(run / "metrics.jsonl", '{"step": 3}\n')
+    with pytest.raises(BadInput, match="gs://bucket/run.*goes to step 3"):
+        resume.check_checkpoints(run, config)
+    write_atomically(run / "checkpoints" / "2" / "commit_success.txt", "")
+    resume.check_checkpoints(run, config)
+    assert (run / "metrics.jsonl").exists()
+    (run / "checkpoints" / "2" / "commit_success.txt").unlink()
+    write_atomically(run / "checkpoints" / "2" / "params", "cut short")
+    resume.check_checkpoints(run, config)
+    assert not (run / "metrics.jsonl").exists()

@@ -91,6 +91,7 @@ def run(
     record = resume.run_record(config, "fingerprint")
     with workdir.lock(directory):
         resume.check_workdir(directory, record)
+        resume.check_checkpoints(directory, config)
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, record)
         with contextlib.closing(checkpoints):
             state, step = resume.restore_or_init(config, mesh, checkpoints, record)
