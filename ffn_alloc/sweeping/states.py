@@ -9,7 +9,7 @@ from typing import IO
 
 from ffn_alloc.sweeping.grid import Run
 from ffn_alloc.training import lease
-from ffn_alloc.training.workdir import LOCK, last_logged
+from ffn_alloc.training.workdir import LOCK, has_saved, last_logged
 
 MISSING, RUNNING, STOPPED, DONE, FAILED = "missing", "running", "stopped", "done", "failed"
 EVALUATION = "evaluation"  # begins the outcome of one that failed
@@ -34,13 +34,17 @@ def state_of(run: Run) -> State:
     step = last_logged(run.workdir)
     if lease.is_held(run.workdir / LOCK):
         return State(RUNNING, step)
-    if (run.workdir / "checkpoints" / str(run.config.train.steps)).is_dir():
-        return State(DONE, run.config.train.steps, _failed_evaluation(run))
+    steps = run.config.train.steps
+    if (run.workdir / "checkpoints" / str(steps)).is_dir():
+        return State(DONE, steps, _failed_evaluation(run))
     if is_started(run):  # and not yet, or not any more, in its directory
         return State(RUNNING, step)
     outcome = _outcome(run)
-    if outcome:
+    gone = step == steps and not has_saved(run.workdir)  # main would refuse to train it again
+    if outcome and not (gone and outcome.startswith(EVALUATION)):
         return State(FAILED, step, outcome)
+    if gone:
+        return State(DONE, steps, _failed_evaluation(run) or "its checkpoints are gone")
     return State(STOPPED, step) if (run.workdir / "config.json").exists() else State(MISSING)
 
 

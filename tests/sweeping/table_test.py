@@ -50,6 +50,23 @@ def test_a_failed_evaluation_of_a_run_that_is_done(run):
     assert table.text([run], COST).splitlines()[1].endswith("done")
 
 
+def test_a_run_that_is_done_stays_so_without_its_checkpoints(run):
+    trained(run)
+    rows = run.workdir / "metrics.jsonl"
+    rows.write_text('{"step": 999}\n')
+    assert "stopped at step 999" in table.text([run], COST)
+    rows.write_text('{"step": 1000}\n')
+    assert "done: its checkpoints are gone" in table.text([run], COST)
+    assert rest(run) == (0, 0)
+    record_outcome(run, f"{EVALUATION} ended with 2: error: no checkpoint")
+    assert "done: evaluation ended with 2" in table.text([run], COST)
+    record_outcome(run, "training ended with 2: error: no room")  # in its last save
+    assert "failed at step 1000: training ended" in table.text([run], COST)
+    record_outcome(run, "")
+    (run.workdir / "checkpoints" / "1000.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert "stopped at step 1000" in table.text([run], COST)  # killed in its last save
+
+
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
 def test_prices_that_are_none(price):
     with pytest.raises(BadInput, match="--price"):
