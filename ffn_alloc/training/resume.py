@@ -3,6 +3,7 @@
 Precedence: 1. the newest intact checkpoint of the workdir; 2. the initial state of the seed.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -41,13 +42,17 @@ def check_workdir(workdir: AnyPath, record: dict[str, Any]) -> None:
 
 
 def check_checkpoints(workdir: AnyPath, config: Config) -> None:
-    """BadInput where the run has trained past a checkpoint, and none is there.
+    """BadInput where the run has trained past a checkpoint and none is there, or no place for any.
 
     To be called before `Checkpoints`, which removes what a save cut short has left: that alone
     tells a run killed in its first save from one that lost its checkpoints. Its rows are dropped
     here, so that it still begins anew when it is killed again.
     """
-    if saved_steps(workdir / "checkpoints"):
+    directory = workdir / "checkpoints"
+    if os.path.islink(directory) and not directory.exists():
+        problem, remedy = "is a link to nothing", "Mount or make what it points to"
+        raise BadInput("--workdir", str(directory), problem, remedy)
+    if saved_steps(directory):
         return
     if has_saved(workdir):
         (workdir / METRICS).unlink(missing_ok=True)

@@ -185,6 +185,20 @@ def test_checkpoints_that_are_gone_are_told_and_nothing_changes(started, empty):
     resume.check_checkpoints(started, micro_config())
 
 
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_link_to_nothing_is_named(started, logged):
+    """As to a disk that is not mounted, of a new run or another."""
+    (started / "checkpoints").symlink_to(started / "disk" / "checkpoints")
+    if logged:
+        (started / "metrics.jsonl").write_text('{"step": 3}\n')
+    before = sorted(started.rglob("*"))
+    with pytest.raises(BadInput, match="/checkpoints': is a link to nothing. Mount or make"):
+        resume.check_checkpoints(started, micro_config())
+    assert sorted(started.rglob("*")) == before
+    (started / "disk" / "checkpoints" / "2").mkdir(parents=True)
+    resume.check_checkpoints(started, micro_config())
+
+
 def test_the_row_of_the_last_step_alone_tells_of_a_checkpoint(tmp_path):
     config = micro_config(**{"checkpoint.every": 100})
     for step, refused in ((5, False), (6, True)):
