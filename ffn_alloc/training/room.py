@@ -1,14 +1,19 @@
-"""Whether a disk has room for a checkpoint.
+"""Whether a disk has room, which for a checkpoint is asked before.
 
 Orbax would find out too, but its threads wait five minutes for a directory that another thread
 could not make, and keep the process so long.
 """
 
+import contextlib
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ffn_alloc.paths import is_remote
+from ffn_alloc.errors import BadInput
+from ffn_alloc.paths import AnyPath, is_remote
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Bytes beside the arrays, which are not compressed. Seen: 0.13 MB for 68 arrays, 0.39 for 308.
 _METADATA = 4 << 20
@@ -35,3 +40,16 @@ def shortage(
     if disk.f_files and disk.f_favail < files:  # 0 files: this file system does not count them
         return f"has room for {disk.f_favail} files, and a checkpoint needs up to {files}"
     return None
+
+
+@contextlib.contextmanager
+def room_for(what: str, workdir: AnyPath) -> Iterator[None]:
+    """BadInput where what the block writes in the directory finds the disk full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        problem = f"has no room for {what} ({error.strerror})"
+        remedy = "Make room, and run the same command again: it goes on from a checkpoint"
+        raise BadInput("--workdir", str(workdir), problem, remedy) from error

@@ -15,6 +15,7 @@ from ffn_alloc.config import Config, to_dict
 from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath, write_atomically
 from ffn_alloc.training import lease
+from ffn_alloc.training.room import room_for
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy ml-collections".split()
 LOCK = ".lock"
@@ -37,7 +38,9 @@ def lock(workdir: AnyPath) -> Iterator[lease.Lease]:
 
 
 def write_config(workdir: AnyPath, config: Config, record: dict[str, Any]) -> None:
-    """config.json: the resolved config and everything else needed to read or repeat the run."""
+    """config.json: the resolved config and everything else needed to read or repeat the run.
+
+    BadInput where the disk is full."""
     ffn_dims = config.model.ffn_dims
     content = {
         "config": to_dict(config),
@@ -53,7 +56,8 @@ def write_config(workdir: AnyPath, config: Config, record: dict[str, Any]) -> No
         },
         "git_revision": _git_revision(),
     }
-    write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+    with room_for("config.json", workdir):
+        write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def read_config(workdir: AnyPath) -> dict[str, Any] | None:

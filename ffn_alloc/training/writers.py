@@ -1,17 +1,14 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard event files and the terminal."""
 
 import contextlib
-import errno
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from ffn_alloc.errors import BadInput
 from ffn_alloc.paths import AnyPath, is_remote, write_atomically
 from ffn_alloc.training.bucket_files import CopiedEvents, RewrittenRows
 from ffn_alloc.training.event_file import EventFile
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from ffn_alloc.training.room import room_for
 
 Value = float | Sequence[float]  # a sequence holds one number a layer, by global layer index
 
@@ -62,16 +59,8 @@ class MetricsWriter:
             with contextlib.suppress(Exception):  # a bucket's client has classes of its own
                 part.close()
 
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            problem = f"has no room for metrics.jsonl and tensorboard/ ({error.strerror})"
-            remedy = "Make room, and run the same command again: it goes on from a checkpoint"
-            raise BadInput("--workdir", str(self._workdir), problem, remedy) from error
+    def _room(self) -> contextlib.AbstractContextManager[None]:
+        return room_for("metrics.jsonl and tensorboard/", self._workdir)
 
 
 class NoWriter:

@@ -1,5 +1,6 @@
 """One live process a directory, and files that are whole whenever one looks."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -105,6 +106,22 @@ def test_config_json_holds_what_is_needed_to_read_or_repeat_the_run(tmp_path):
     assert versions["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     assert {"ffn_alloc", "jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(versions)
     assert "git_revision" in content and text.endswith("}\n")
+
+
+def test_a_disk_without_room_for_config_json_is_named(tmp_path, monkeypatch):
+    run = micro_config()
+    record = resume.run_record(run, "fingerprint")
+    workdir.write_config(tmp_path, run, record)
+    before = (tmp_path / "config.json").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(errors.BadInput, match="no room for config.json .No space left") as error:
+        workdir.write_config(tmp_path, run, record)
+    assert error.value.field == "--workdir" and error.value.value == str(tmp_path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("config.json", before)]
 
 
 def test_the_revision_is_of_a_repository_that_has_the_code(tmp_path, monkeypatch):
