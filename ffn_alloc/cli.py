@@ -1,6 +1,7 @@
 """What every verb shares: the --config flag, and which error ends in which exit code."""
 
 import argparse
+import atexit
 import dataclasses
 import difflib
 import re
@@ -14,6 +15,7 @@ from ml_collections import config_flags
 
 from ffn_alloc.config import Config, from_dict
 from ffn_alloc.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, BadInput, Diverged
+from ffn_alloc.messages import drop_unwritten, say
 
 _REMEDY = "See configs/recipe.py for every field, and README.md for the commands"
 _A_FILE = "Give a file such as configs/quickstart.py, seen from here, or by its whole path"
@@ -37,9 +39,10 @@ def run(verb: Callable[[Config], None]) -> None:
         except BadInput as error:
             _exit_bad_input(error)
         except Diverged as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             sys.exit(EXIT_DIVERGED)
 
+    atexit.register(drop_unwritten)
     app.run(main, flags_parser=_parse_or_exit)
 
 
@@ -50,6 +53,7 @@ def run_without_config(
 
     The parser itself exits with 2 at a usage error.
     """
+    atexit.register(drop_unwritten)
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
@@ -156,5 +160,5 @@ def _last_line(error: Exception) -> str:
 
 
 def _exit_bad_input(error: BadInput) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    say(f"error: {error}")
     sys.exit(EXIT_BAD_INPUT)

@@ -7,7 +7,6 @@ one stopped. Exit codes: 0 finished, 2 bad input, 3 diverged (a loss that is not
 
 import contextlib
 import functools
-import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ from ffn_alloc.data.source_files import check_none_new
 from ffn_alloc.data.storage import cache_root
 from ffn_alloc.errors import BadInput
 from ffn_alloc.evaluation.in_training import make_perplexity, make_task_evaluators
+from ffn_alloc.messages import say
 from ffn_alloc.training import host, processes, resume, workdir
 from ffn_alloc.training.checkpoint import Checkpoints
 from ffn_alloc.training.loop import train
@@ -77,7 +77,7 @@ def _run(config: Config, stop: host.StopRequest, watchdog: Watchdog) -> None:
         with contextlib.closing(checkpoints):
             state, step = resume.restore_or_init(config, mesh, checkpoints, record)
             if step == config.train.steps:
-                print(f"{directory} is finished: {step} steps are done", file=sys.stderr)
+                say(f"{directory} is finished: {step} steps are done")
                 return
             processes.from_first(lambda: workdir.write_config(directory, config, record))
             run = train_batches, evaluators, checkpoints, directory, stop, watchdog

@@ -11,7 +11,7 @@ PACKAGE = "ffn_alloc"
 
 # From the ground up. A folder's name stands for every module in it.
 FLOORS = [
-    "errors paths shapes allocation accounting chips config validation __init__",
+    "errors messages paths shapes allocation accounting chips config validation __init__",
     "model data training.optimizer training.muon training.sharding training.metrics "
     "training.writers training.timing training.host training.workdir training.lease "
     "training.processes training.watchdog training.bucket_files training.room training.event_file "

@@ -4,12 +4,12 @@ import contextlib
 import fcntl
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ffn_alloc.errors import BadInput
+from ffn_alloc.messages import say
 from ffn_alloc.paths import AnyPath, expanded, write_atomically
 
 _CACHE = "FFN_ALLOC_CACHE"
@@ -77,7 +77,7 @@ def _wait_for(file: IO[str], directory: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"waiting: another process is preparing {directory}", file=sys.stderr, flush=True)
+        say(f"waiting: another process is preparing {directory}")
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

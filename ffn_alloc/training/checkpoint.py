@@ -9,7 +9,6 @@ What Orbax does not notice (flipped bits) our own digests do, at every restore.
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from etils import epath
 
 from ffn_alloc.config import CheckpointConfig
 from ffn_alloc.errors import BadInput, Diverged
+from ffn_alloc.messages import say
 from ffn_alloc.paths import check_writable, is_remote
 from ffn_alloc.training import processes
 from ffn_alloc.training.checkpoint_meta import DamagedCheckpoint, read_meta, signed
@@ -103,7 +103,7 @@ class Checkpoints:
             try:
                 restored = self._restore(step, abstract, check)
             except DamagedCheckpoint as error:
-                print(f"damaged checkpoint {self.directory / str(step)}: {error}", file=sys.stderr)
+                say(f"damaged checkpoint {self.directory / str(step)}: {error}")
                 self._steps()  # fails where it is the storage that does not answer
                 damaged.append(step)
                 continue

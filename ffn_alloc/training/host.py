@@ -19,6 +19,7 @@ from ffn_alloc.accounting import count_bytes
 from ffn_alloc.chips import GPU_MEMORY_FRACTION
 from ffn_alloc.config import Config
 from ffn_alloc.errors import Preempted
+from ffn_alloc.messages import say
 from ffn_alloc.training import processes
 from ffn_alloc.training.precision import matmul_precision
 
@@ -80,14 +81,14 @@ class StopRequest:
         return self._requested
 
     def _interrupted(self, signum: int, frame: FrameType | None) -> None:
-        print("Ctrl-C: stopping after this step; once more to stop at once", file=sys.stderr)
+        say("Ctrl-C: stopping after this step; once more to stop at once")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGTERM)  # which jax's runtime hears, too
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again, self._requested = self._requested, True
         if not self._in_loop and not again:
-            print("stopped before the first step: nothing to save", file=sys.stderr)
+            say("stopped before the first step: nothing to save")
             raise Preempted(step=0)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import platform
-import sys
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from typing import Any
 
 from ffn_alloc import paths
 from ffn_alloc.errors import BadInput
+from ffn_alloc.messages import say
 from ffn_alloc.paths import AnyPath
 
 # Seconds.
@@ -115,18 +115,16 @@ class Lease:
             now = time.monotonic()
             if watched is None:
                 directory = self._path.parent
-                print(
+                say(
                     f"{directory} is in use by {_words(owner)}, waiting up to {_EXPIRY:.0f} s for "
-                    "its lease to lapse …",
-                    file=sys.stderr,
-                    flush=True,
+                    "its lease to lapse …"
                 )
             if text != watched:
                 if watched is not None and now - start > _EXPIRY:
                     raise self._in_use(owner)
                 watched, since = text, now
             elif now - since > _EXPIRY and self._take_over(text, _SETTLE):
-                print(f"took over from {_words(owner)}", file=sys.stderr, flush=True)
+                say(f"took over from {_words(owner)}")
                 return
             time.sleep(_POLL)
 
@@ -144,11 +142,11 @@ class Lease:
                 self._renewals += 1
                 self._write()
             except BadInput as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                say(f"error: {error}")
                 return  # `check` in the main thread ends the run
             except Exception as error:  # a bucket's client has classes of its own
                 # Such as a server that is away for a moment.
-                print(f"trying again to renew {self._path}: {error}", file=sys.stderr, flush=True)
+                say(f"trying again to renew {self._path}: {error}")
 
     def _release(self) -> None:
         with contextlib.suppress(Exception):

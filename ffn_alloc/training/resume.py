@@ -4,7 +4,6 @@ Precedence: 1. the newest intact checkpoint of the workdir; 2. the initial state
 """
 
 import os
-import sys
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from ffn_alloc.config import IMPORTED, Config, changes, identity, to_dict
 from ffn_alloc.data import tokenizer
 from ffn_alloc.data.pipeline import ORDER
 from ffn_alloc.errors import BadInput
+from ffn_alloc.messages import say
 from ffn_alloc.paths import AnyPath
 from ffn_alloc.training.checkpoint import Checkpoints, saved_steps
 from ffn_alloc.training.optimizer import check_steps_change
@@ -83,7 +83,7 @@ def restore_or_init(
 
     restored = checkpoints.restore_newest(abstract, check)
     if restored and is_first():
-        print(f"going on from step {restored[1]} of {checkpoints.directory}", file=sys.stderr)
+        say(f"going on from step {restored[1]} of {checkpoints.directory}")
     return restored or (init_state(config, mesh), 0)
 
 

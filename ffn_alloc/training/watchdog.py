@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from jax._src import distributed  # the store that the processes share has no public name
 
+from ffn_alloc.messages import say
+
 # Seconds without progress: in an update (or `_MEDIANS` times the median of the last ones), until
 # the devices have started, and in all else, such as an evaluation of unknown length.
 _UPDATE = 600.0
@@ -75,12 +77,10 @@ class Watchdog:
             count, what, since, bound = self._at
             if time.monotonic() - since > bound:
                 main = sys._current_frames()[threading.main_thread().ident or 0]
-                print(
+                say(
                     f"{''.join(traceback.format_stack(main))}process {_index()} made no progress "
                     f"for {bound:.0f} s in {what}. {_behind(count, self._places)} Ending; the "
-                    "same command goes on from the last checkpoint",
-                    file=sys.stderr,
-                    flush=True,
+                    "same command goes on from the last checkpoint"
                 )
                 os._exit(_FAULT)  # the main thread cannot be reached
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
+from ffn_alloc.messages import say
 from ffn_alloc.paths import AnyPath, is_remote, write_atomically
 from ffn_alloc.training.bucket_files import CopiedEvents, RewrittenRows
 from ffn_alloc.training.event_file import EventFile
@@ -81,26 +82,26 @@ class Terminal:
 
     def __init__(self, silent: bool = False) -> None:
         self._silent = silent
-        self._in_place = sys.stderr.isatty()
+        self._in_place = sys.stderr is not None and sys.stderr.isatty()
         self._width = 0
 
     def progress(self, text: str) -> None:
         if self._silent:
             return
         if self._in_place:
-            print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
+            say("\r" + text.ljust(self._width), end="")
             self._width = len(text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def message(self, text: str) -> None:
         """A line that stays."""
         if self._silent:
             return
         if self._width:
-            print(file=sys.stderr)
+            say("")
             self._width = 0
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 def _drop_rows_after(path: AnyPath, last_step: int) -> str:
