@@ -59,8 +59,9 @@ def set_up_devices(config: Config, compiled_dir: Path) -> str:
 
 
 class StopRequest:
-    """SIGTERM, or Ctrl-C: the loop saves and exits; before the loop, where there is nothing to
-    save, the process exits at once. Both with the code for preemption. A second Ctrl-C is python's.
+    """SIGTERM, Ctrl-C or a closed terminal: the loop saves and exits; before the loop, where there
+    is nothing to save, the process exits at once. Both with the code for preemption. A second
+    Ctrl-C is python's.
 
     Of several processes it may reach any: jax's runtime, which takes the signal over when they
     join, or when one joins a job of its own, makes them agree on a step."""
@@ -70,6 +71,8 @@ class StopRequest:
         self._in_loop = False
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._interrupted)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(signal.SIGHUP, self._hung_up)
 
     def enter_loop(self) -> None:
         self._in_loop = True
@@ -84,6 +87,9 @@ class StopRequest:
         say("Ctrl-C: stopping after this step; once more to stop at once")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGTERM)  # which jax's runtime hears, too
+
+    def _hung_up(self, signum: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again, self._requested = self._requested, True

@@ -22,7 +22,7 @@ from tests.training.runs import (
 )
 
 pytestmark = pytest.mark.usefixtures("make_once")
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -147,6 +147,15 @@ def test_a_second_ctrl_c_stops_at_once():
     assert stop.at(step=1)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = host.StopRequest()
+    stop.enter_loop()
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop.at(step=1)
 
 
 def test_a_run_of_other_data_is_refused_before_anything_happens(whole, tmp_path):
