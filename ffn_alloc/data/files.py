@@ -144,6 +144,12 @@ def _text_of(field: str, path: str) -> bytes:
     if b"\0" in text:
         problem, remedy = "is no UTF-8 text: it has zero bytes", "Convert it, or leave it out"
         raise BadInput(field, path, problem, remedy)
+    try:
+        text.decode()  # tokenizers would replace what they cannot decode
+    except UnicodeDecodeError as error:
+        problem = f"is no UTF-8 text (byte {error.start})"
+        remedy = "Convert it, as by iconv -f latin1 -t utf-8, or leave it out"
+        raise BadInput(field, path, problem, remedy) from error
     return text
 
 

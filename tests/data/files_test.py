@@ -84,6 +84,7 @@ def test_identity_follows_the_content_and_not_the_folder(tmp_path: Path):
         ("jsonl", "a.csv", b"text\n", "no JSON-lines file by its name"),
         ("parquet", "a.parquet", b"PAR1", "cannot be read"),
         ("text", "a.txt", "UTF-16".encode("utf-16"), "zero bytes"),
+        ("text", "a.txt", "caf\u00e9".encode("latin-1"), r"no UTF-8 text \(byte 3\).*iconv"),
         ("text", "a.txt.gz", gzip.compress(b"text"), "is compressed"),
     ],
 )
