@@ -2,8 +2,9 @@
 
 The owner rewrites the file every `_RENEW` seconds. Who wants it and finds it unchanged for
 `_EXPIRY` seconds by its own clock takes it over: no two hosts' clocks are compared. On the owner's
-own machine the process table tells at once whether it lives. An owner that was suspended for so
-long that another took over finds out before it writes (`Lease.check`).
+own machine the process table tells at once whether it lives, unless the lease came here with a
+copy of its directory. An owner that was suspended for so long that another took over finds out
+before it writes (`Lease.check`).
 """
 
 import contextlib
@@ -56,9 +57,9 @@ def is_held(path: AnyPath) -> bool:
     For an owner on another machine this does compare clocks.
     """
     owner = _parse(_read(path))
-    if owner and owner["machine"] == _machine():
-        return _is_alive(owner)
     try:
+        if owner and _is_known(owner, path):
+            return _is_alive(owner)
         return time.time() - paths.modified(path) < _EXPIRY
     except OSError:
         return False
@@ -80,6 +81,7 @@ class Lease:
             "pid": os.getpid(),
             "machine": _machine(),
             "started": _started(os.getpid()),
+            "directory": _directory(path),
             "id": uuid.uuid4().hex,
         }
         self._renewals = 0
@@ -106,7 +108,7 @@ class Lease:
             owner = _parse(text)
             if text is None:  # just released
                 continue
-            if owner and owner["machine"] == _machine():
+            if owner and _is_known(owner, self._path):
                 if _is_alive(owner):
                     raise self._in_use(owner)
                 if self._take_over(text, _SETTLE_HERE):
@@ -205,6 +207,24 @@ def _machine() -> str:
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return uuid.uuid4().hex
+
+
+def _directory(path: AnyPath) -> list[int] | None:
+    """What all names of the lease's directory share, and no copy of it; None in a bucket."""
+    if paths.is_remote(path):
+        return None
+    status = path.parent.stat()
+    return [status.st_dev, status.st_ino]
+
+
+def _is_known(owner: dict[str, Any], path: AnyPath) -> bool:
+    """Whether this machine's processes tell if the lease is held.
+
+    Not where it names another directory: it was copied along with it, or this is the same one by
+    a mount with numbers of its own (FUSE). Renewals tell: a copy gets none.
+    """
+    here = _directory(path)
+    return owner["machine"] == _machine() and owner.get("directory", here) == here
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:

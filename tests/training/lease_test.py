@@ -1,7 +1,9 @@
 """The lease between hosts. What one machine sees of its own processes is in workdir_test.py."""
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -115,6 +117,41 @@ def test_an_owner_of_this_machine_that_has_ended_costs_no_wait(tmp_path, capsys,
     with lease.hold(path):
         assert time.monotonic() - start < 5 and lease.is_held(path)
     assert not capsys.readouterr().err and not lease.is_held(path)
+
+
+def test_a_copy_of_a_live_directory_is_free_after_a_wait(tmp_path, capsys):
+    """Nobody renews the lease that was copied along; the live one stays as it is."""
+    live, copy = tmp_path / "live", tmp_path / "copy"
+    live.mkdir()
+    with lease.hold(live / ".lock") as held:
+        shutil.copytree(live, copy)
+        with lease.hold(copy / ".lock") as other:
+            held.check()
+            other.check()
+        os.utime(shutil.copytree(live, tmp_path / "third") / ".lock", (0, 0))
+        assert lease.is_held(live / ".lock") and not lease.is_held(tmp_path / "third" / ".lock")
+    assert "waiting up to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_live_directory_by_another_name_is_in_use_at_once(tmp_path, capsys, renamed):
+    live, name = tmp_path / "live", tmp_path / "name"
+    live.mkdir()
+    with lease.hold(live / ".lock"):
+        live.rename(name) if renamed else name.symlink_to(live)
+        with pytest.raises(BadInput, match="in use by"), lease.hold(name / ".lock"):
+            pytest.fail("two hold it")
+        assert lease.is_held(name / ".lock")
+    assert "waiting" not in capsys.readouterr().err
+
+
+def test_a_mount_that_numbers_directories_anew_frees_none(tmp_path, monkeypatch):
+    path, numbers = tmp_path / ".lock", itertools.count()
+    monkeypatch.setattr(lease, "_directory", lambda _: [1, next(numbers)])
+    with lease.hold(path) as held:
+        with pytest.raises(BadInput, match="in use by"), lease.hold(path):
+            pytest.fail("two hold it")
+        held.check()
 
 
 def test_a_foreign_owner_seems_to_live_while_its_lease_is_young(tmp_path, monkeypatch):
