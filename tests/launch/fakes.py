@@ -13,7 +13,8 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 # Each call is its words, each ended by 1f, and then 1e. A program with answers left evaluates the
 # next one; without, it succeeds silently.
 _FAKE = r"""#!/bin/bash
-{ printf '%s\x1f' "${0##*/}" "$@"; printf '\x1e'; } >>"$FAKES/calls"
+call=$(printf '%s\x1f' "${0##*/}" "$@")
+printf '%s\x1e' "$call" >>"$FAKES/calls"  # at once: others may write, too
 answers=$FAKES/${0##*/}.answers
 if [ -s "$answers" ]; then
   answer=$(head -n 1 "$answers")
