@@ -1,6 +1,7 @@
 """Programs that stand in for gcloud, kubectl, srun and the like, first on PATH."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,11 +11,17 @@ import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
-# Each call is its words, each ended by 1f, and then 1e. A program with answers left evaluates the
-# next one; without, it succeeds silently.
+# Writes down a call: its words, each ended by 1f, and then 1e. Several programs may call at a time,
+# and bash writes at every newline: without the lock their words would mix.
+_RECORD = r"""#!/bin/bash
+exec 9>>"$FAKES/calls"
+flock 9
+{ printf '%s\x1f' "$@"; printf '\x1e'; } >&9
+"""
+
+# A program with answers left evaluates the next one; without, it succeeds silently.
 _FAKE = r"""#!/bin/bash
-call=$(printf '%s\x1f' "${0##*/}" "$@")
-printf '%s\x1e' "$call" >>"$FAKES/calls"  # at once: others may write, too
+"$FAKES/record" "${0##*/}" "$@"
 answers=$FAKES/${0##*/}.answers
 if [ -s "$answers" ]; then
   answer=$(head -n 1 "$answers")
@@ -34,6 +41,8 @@ class Fakes:
         self.bin = folder / "bin"
         self.bin.mkdir()
         (folder / "calls").touch()
+        (folder / "record").write_text(_RECORD)
+        (folder / "record").chmod(0o755)
         self.environment = {
             **os.environ,
             "FAKES": str(folder),
@@ -71,7 +80,9 @@ class Fakes:
 
     def calls(self, *names: str) -> list[list[str]]:
         """Every call, or those of the programs named, as [program, argument, …]."""
-        records = (self.folder / "calls").read_text().split("\x1e")[:-1]
+        with (self.folder / "calls").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            records = file.read().split("\x1e")[:-1]
         calls = [record.split("\x1f")[:-1] for record in records]
         return [call for call in calls if not names or call[0] in names]
 

@@ -24,12 +24,12 @@ ALL = [*OPTIONS, "--", *ARGUMENTS]
 # State and node state are files, a worker's home a folder that goes with the slice. `created`
 # holds what each newly created slice goes through, one a line; the last one stays.
 _GCLOUD = r"""#!/bin/bash
-{ printf '%s\x1f' "${0##*/}" "$@"; printf '\x1e'; } >>"$FAKES/calls"
+"$FAKES/record" "${0##*/}" "$@"
 cd "$FAKES/cloud" || exit 9
 next() { [ "$(wc -l <"$1")" -lt 2 ] || sed -i 1d "$1"; }
 case "$4 $(head -n 1 state 2>/dev/null)" in
   ssh\ ACTIVE | scp\ ACTIVE) ;;
-  ssh* | scp*) printf 'too early\x1f\x1e' >>"$FAKES/calls"; exit 1 ;;
+  ssh* | scp*) "$FAKES/record" "too early"; exit 1 ;;
 esac
 case "$3 $4" in
   "queued-resources create")
@@ -57,13 +57,12 @@ esac
 
 # Installs the fake python of worker 0 and one that does nothing on the others.
 _UV = r"""#!/bin/bash
-{ printf '%s\x1f' "${0##*/}" "$@"; printf '\x1e'; } >>"$FAKES/calls"
+"$FAKES/record" "${0##*/}" "$@"
 [ "$1" != venv ] || { mkdir -p venv/bin && cp "$FAKES/train${HOME: -1}" venv/bin/python; }
 """
 
 _TRAIN = r"""#!/bin/bash
-{ printf '%s\x1f' train "$FFN_ALLOC_CACHE" "$(basename "$PWD")" "$@"; printf '\x1e'; } \
-  >>"$FAKES/calls"
+"$FAKES/record" train "$FFN_ALLOC_CACHE" "$(basename "$PWD")" "$@"
 answer=$(head -n 1 "$FAKES/train.answers")
 sed -i 1d "$FAKES/train.answers"
 eval "$answer"
