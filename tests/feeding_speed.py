@@ -23,6 +23,7 @@ _CONFIG = (
     "--config.data.sequence_length=2048",
     "--config.train.global_batch_size=256",
 )
+_WARM_UP = 20  # steps, in which memory is taken for the first time
 _STEPS = 400
 
 
@@ -38,8 +39,11 @@ def main() -> None:
         mask_documents=False,
     )
     feed = on_devices(batches, make_mesh(config.mesh))
-    next(feed)
-    step_seconds, waits, start = config.tokens_per_step / rate, [], time.perf_counter()
+    step_seconds = config.tokens_per_step / rate
+    for _ in range(_WARM_UP):
+        next(feed)
+        time.sleep(step_seconds)
+    waits, start = [], time.perf_counter()
     for step in range(1, _STEPS + 1):
         time.sleep(max(0.0, start + step * step_seconds - time.perf_counter()))
         asked = time.perf_counter()
