@@ -1,7 +1,6 @@
 """What every verb shares: the --config flag, and which error ends in which exit code."""
 
 import argparse
-import atexit
 import dataclasses
 import difflib
 import re
@@ -15,7 +14,7 @@ from ml_collections import config_flags
 
 from ffn_alloc.config import Config, from_dict
 from ffn_alloc.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, BadInput, Diverged
-from ffn_alloc.messages import drop_unwritten, say
+from ffn_alloc.messages import guard_standard_error, say
 
 _REMEDY = "See configs/recipe.py for every field, and README.md for the commands"
 _A_FILE = "Give a file such as configs/quickstart.py, seen from here, or by its whole path"
@@ -42,7 +41,7 @@ def run(verb: Callable[[Config], None]) -> None:
             say(f"error: {error}")
             sys.exit(EXIT_DIVERGED)
 
-    atexit.register(drop_unwritten)
+    guard_standard_error()
     app.run(main, flags_parser=_parse_or_exit)
 
 
@@ -53,7 +52,7 @@ def run_without_config(
 
     The parser itself exits with 2 at a usage error.
     """
-    atexit.register(drop_unwritten)
+    guard_standard_error()
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:

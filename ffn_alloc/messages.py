@@ -6,37 +6,40 @@ A full disk, a reader that has gone and a terminal that was closed are no reason
 import contextlib
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 # Full or gone; closed; a signal's line while another one is being written.
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
 
 
 def say(text: str, end: str = "\n") -> None:
-    if sys.stderr is None:  # closed from the start; `print` would take standard output
-        return
-    with contextlib.suppress(*_UNWRITABLE):
-        print(text, end=end, file=sys.stderr, flush=True)
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
-class Stream:
-    """Standard error for what writes there by itself, such as tqdm."""
+def guard_standard_error() -> None:
+    """From now on whatever writes to `sys.stderr`, bars and libraries too, does so if it can."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:  # closed from the start: a file of ours must not become standard error
+        descriptor = os.dup(descriptor)
+    os.close(descriptor)
+    if not isinstance(sys.stderr, _Guarded):
+        sys.stderr = _Guarded(sys.stderr or open(os.devnull, "w"))
 
-    def write(self, text: str) -> None:
-        say(text, end="")
+
+class _Guarded:
+    """A text stream in which `write` and `flush` never fail, not even at the interpreter's exit."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(*_UNWRITABLE):
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        pass  # `write` has
+        with contextlib.suppress(*_UNWRITABLE):
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
-
-
-def drop_unwritten() -> None:
-    """At the exit: python would flush what is left, fail, and change the exit code to 120."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    except (AttributeError, ValueError):
-        pass  # closed, from the start or since: python does not flush it
+        return getattr(self._stream, name)

@@ -1,5 +1,6 @@
 """What cannot be written to standard error ends nothing, and changes no exit code."""
 
+import contextlib
 import io
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ffn_alloc.data import preparation
-from ffn_alloc.messages import drop_unwritten, say
+from ffn_alloc.messages import guard_standard_error, say
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = Path("/dev/full")
@@ -66,14 +67,36 @@ def test_a_stream_that_takes_no_line_is_no_fault(monkeypatch, capsys, stream):
     if type(stream) is io.StringIO:
         stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
+    guard_standard_error()
     say("evaluated")
-    drop_unwritten()
+    sys.stderr.flush()
     assert not capsys.readouterr().out
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no full device")
 def test_a_bar_that_cannot_be_drawn_ends_no_preparation(monkeypatch):
-    with FULL.open("w", buffering=1) as full:
-        monkeypatch.setattr(sys, "stderr", full)
+    full = FULL.open("w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", full)
+    guard_standard_error()
+    try:
         assert list(preparation._in_processes([], num_workers=1)) == []
-        drop_unwritten()
+    finally:
+        with contextlib.suppress(OSError):  # of what the bar has left in it
+            full.close()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_no_file_becomes_standard_error(closed: str, tmp_path: Path):
+    """Whatever a library writes there by itself would go into it."""
+    write = f"""
+import argparse, os
+from ffn_alloc import cli
+def verb(_):
+    with open({str(tmp_path / "row")!r}, "w") as file:
+        os.write(2, b"a warning")
+        file.write("a row")
+    print("done", flush=True)
+cli.run_without_config(argparse.ArgumentParser(), verb)
+"""
+    run = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, write], cwd=ROOT)
+    assert run.returncode == 0 and (tmp_path / "row").read_text() == "a row"

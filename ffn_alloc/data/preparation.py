@@ -20,7 +20,6 @@ from typing import Any
 
 import tqdm
 
-from ffn_alloc import messages
 from ffn_alloc.config import Config
 from ffn_alloc.data import (
     fetching,
@@ -283,11 +282,7 @@ def _take_away(directory: Path) -> None:
 
 def _in_processes(tasks: Sequence[ShardTask], num_workers: int) -> Iterator[Shard]:
     shards: list[Shard] = []
-    stream = messages.Stream()
-    # By itself tqdm asks only `sys.stderr` for the terminal's width.
-    with tqdm.tqdm(
-        desc="preparing", unit="B", unit_scale=True, file=stream, dynamic_ncols=True
-    ) as bar:
+    with tqdm.tqdm(desc="preparing", unit="B", unit_scale=True) as bar:
         with contextlib.closing(workers.run(make_shard, tasks, num_workers, bar.update)) as done:
             for shard in done:
                 shards.append(shard)

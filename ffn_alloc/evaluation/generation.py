@@ -14,10 +14,10 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ffn_alloc.config import Config
+from ffn_alloc.config import IMPORTED, Config
+from ffn_alloc.data.beginning import beginning
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.errors import BadInput
-from ffn_alloc.evaluation.beginning import beginning
 from ffn_alloc.model.attention import choose_kernel
 from ffn_alloc.model.cache import decode, prefill
 from ffn_alloc.model.decoder import unembed
@@ -50,7 +50,7 @@ def complete(
 ) -> list[str]:
     """The text that continues each prompt, up to the first of the strings in `stop` or to the end
     of the document. An empty prompt begins a document. See `generate` for the rest."""
-    start = beginning(config, tokenizer)
+    start = beginning(tokenizer, config.data.source == IMPORTED)
     encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     ids = [[*start.before, *prompt] if prompt else [start.of_empty] for prompt in encoded]
     contexts = [_end(prompt, tokenizer) for prompt in ids]

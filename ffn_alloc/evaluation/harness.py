@@ -15,10 +15,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from ffn_alloc.config import Config
+from ffn_alloc.config import IMPORTED, Config
+from ffn_alloc.data.beginning import beginning
 from ffn_alloc.data.tokenizer import Tokenizer, check_fits
 from ffn_alloc.errors import BadInput
-from ffn_alloc.evaluation.beginning import beginning
 from ffn_alloc.evaluation.generation import check_options, complete
 from ffn_alloc.evaluation.scoring import Request, Scorer
 
@@ -47,7 +47,7 @@ class HarnessModel(TemplateLM):
         self.scorer = Scorer(config, mesh, platform, progress)
         self._config, self._mesh, self._platform = config, mesh, platform
         self._text, self._progress = tokenizer, progress
-        self._beginning = beginning(config, tokenizer)
+        self._beginning = beginning(tokenizer, config.data.source == IMPORTED)
         self._pairs: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
     @property

@@ -85,6 +85,7 @@ def _trained(run: Run) -> dict[str, Any] | None:
         "identity": run.meta["identity"],
         "train_steps": run.config.train.steps,
         "parameters": digest(run.params),
+        "tokenizer": tokenizer_files.digest(run.tokenizer, imported=False),
     }
 
 

@@ -174,10 +174,12 @@ def _provenance(content: _Content, num_layers: int) -> Provenance:
     return found
 
 
-def _check_trained(identity: Any, train_steps: Any, parameters: Any) -> None:
-    fingerprint = identity["data.fingerprint"]
-    if not type(fingerprint) is type(parameters) is str or type(train_steps) is not int:
-        raise TypeError(f"trained is {(fingerprint, train_steps, parameters)}")
+def _check_trained(
+    identity: Any, train_steps: Any, parameters: Any, tokenizer: Any = ""
+) -> None:  # earlier exports have no tokenizer there
+    texts = identity["data.fingerprint"], parameters, tokenizer
+    if any(type(text) is not str for text in texts) or type(train_steps) is not int:
+        raise TypeError(f"trained is {(*texts, train_steps)}")
 
 
 def _stranger(content: _Content, folder: Path, ffn_dims: tuple[int, ...]) -> Provenance:

@@ -95,8 +95,8 @@ def _read(source: Path) -> tuple[Foreign, Config, Params]:
 def _trained(origin: Provenance, config: Config, params: Params) -> dict[str, Any]:
     """What `report` compares: how the model was trained, if it still is the one that was exported.
 
-    Of any other model, and of exports of earlier versions, nothing is known but what it computes;
-    its parameters stand for its data, as a fingerprint that no other has.
+    Of any other model or tokenizer, and of exports of earlier versions, nothing is known but what
+    it computes; its parameters stand for its data, as a fingerprint that no other has.
     """
     computes = {
         name: value
@@ -104,12 +104,16 @@ def _trained(origin: Provenance, config: Config, params: Params) -> dict[str, An
         if name in ("seed", "data.sequence_length") or name.startswith("model.")
     }
     del computes["model.initializer"]
-    parameters = digest(params)
+    tokenizer = tokenizer_kinds.load(config.data.tokenizer)
+    found = {
+        "parameters": digest(params),
+        "tokenizer": tokenizer_files.digest(tokenizer, imported=True),
+    }
     known = origin.trained
-    if known is None or known["parameters"] != parameters:
-        known = {"identity": {"data.fingerprint": parameters}, "train_steps": origin.step}
-    merged = {**known["identity"], **computes}
-    return {**known, "identity": merged, "parameters": parameters}
+    if known is None or any(known.get(name) != value for name, value in found.items()):
+        identity_alone = {"data.fingerprint": found["parameters"]}
+        known = {"identity": identity_alone, "train_steps": origin.step}
+    return {**known, **found, "identity": {**known["identity"], **computes}}
 
 
 def _check_unused(workdir: Path) -> None:

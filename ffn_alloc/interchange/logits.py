@@ -16,19 +16,12 @@ import numpy as np
 
 from ffn_alloc.config import ModelConfig
 from ffn_alloc.data.tokenizer import Tokenizer
+from ffn_alloc.interchange.tokenizer_files import DIFFICULT_TEXTS
 from ffn_alloc.model.decoder import Params, forward
 
 TOLERANCE = 1e-3  # of a logit, float32
 _LENGTHS = (1, 17, 256)
 _BATCH = 2
-_TEXTS = (
-    "The cat sat on the mat.",
-    " one space in front, and  two   three inside, and one behind ",
-    "lines\nand\r\n\n\ttabs\n",
-    "def f(x_1: float = -1.5e-3) -> str:  # 100 %\n    return a[0] < 2 and {}\n",
-    "Größe, naïve, œuvre; ﬁne ½ №; Ελληνικά, русский, 日本語, العربية, 🙂👩‍🚀, e\u0301",
-    "zero\u200bwidth, no\u00a0break, \u2581 and \ufffd and \x00\x7f",
-)
 
 
 class Mismatch(Exception):
@@ -75,7 +68,7 @@ def compare_tokenizer(folder: Path, tokenizer: Tokenizer, imported: bool) -> Non
         )
         spelled = [f"a{token}b {token} c" for token in theirs.get_added_vocab()]
         how: dict[str, Any] = {"add_special_tokens": False} if imported else {}
-        for text in _TEXTS if imported else (*_TEXTS, *spelled):
+        for text in DIFFICULT_TEXTS if imported else (*DIFFICULT_TEXTS, *spelled):
             found = theirs(text, **how)["input_ids"]
             expected = tokenizer.encode(text).tolist()
             if found != expected:

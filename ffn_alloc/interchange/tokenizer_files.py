@@ -6,14 +6,16 @@ spells a special token is ordinary text, as in training. A model that was import
 elsewhere, in ways that its own files say.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from ffn_alloc.data import tokenizer as tokenizer_kinds
+from ffn_alloc.data.beginning import beginning
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.errors import BadInput
 from ffn_alloc.interchange import sentencepiece_json
@@ -23,6 +25,16 @@ _HUGGINGFACE, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 _CONFIG = "tokenizer_config.json"
 _BESIDE = (_CONFIG, "special_tokens_map.json")
 _BYTE_EOS = "<|end_of_document|>"
+
+# What two tokenizers that are not the same read differently, most likely.
+DIFFICULT_TEXTS = (
+    "The cat sat on the mat.",
+    " one space in front, and  two   three inside, and one behind ",
+    "lines\nand\r\n\n\ttabs\n",
+    "def f(x_1: float = -1.5e-3) -> str:  # 100 %\n    return a[0] < 2 and {}\n",
+    "Größe, naïve, œuvre; ﬁne ½ №; Ελληνικά, русский, 日本語, العربية, 🙂👩‍🚀, e\u0301",
+    "zero\u200bwidth, no\u00a0break, \u2581 and \ufffd and \x00\x7f",
+)
 
 
 def write(folder: Path, tokenizer: Tokenizer, max_length: int, imported: bool) -> dict[str, int]:
@@ -41,15 +53,16 @@ def write(folder: Path, tokenizer: Tokenizer, max_length: int, imported: bool) -
     else:
         source = source if path else tokenizer_kinds.mistral_path()
         shutil.copyfile(source, folder / _SENTENCEPIECE)  # for engines that read it themselves
-        sentencepiece_json.convert(source).save(str(folder / _HUGGINGFACE))
+        converted = sentencepiece_json.convert(source)
+        _put_before(converted, beginning(tokenizer, imported).before)
+        converted.save(str(folder / _HUGGINGFACE))
     pieces = tokenizers.Tokenizer.from_file(str(folder / _HUGGINGFACE))
-    bos_id = None
+    eos_id, bos_id = tokenizer.eos_id, beginning(tokenizer, imported).of_empty
     if imported and path and source.with_name(_CONFIG).is_file():
-        bos_id = _copy_config(source, folder, pieces)
+        _copy_config(source, folder)
     else:
-        _write_config(folder, max_length, pieces.id_to_token(tokenizer.eos_id))
-    eos_id = tokenizer.eos_id
-    return {"bos_token_id": eos_id if bos_id is None else bos_id, "eos_token_id": eos_id}
+        _write_config(folder, max_length, pieces.id_to_token(bos_id), pieces.id_to_token(eos_id))
+    return {"bos_token_id": bos_id, "eos_token_id": eos_id}
 
 
 def find(folder: Path) -> str:
@@ -81,6 +94,14 @@ def copy(spec: str, folder: Path) -> str:
     return f"{kind}:{folder / Path(path).name}"
 
 
+def digest(tokenizer: Tokenizer, imported: bool) -> str:
+    """Of what a run's model is given for a text, whatever files the tokenizer is read from."""
+    begins = beginning(tokenizer, imported)
+    ids = [tokenizer.encode(text).tolist() for text in DIFFICULT_TEXTS]
+    given = [tokenizer.eos_id, begins.of_empty, *begins.before, *ids]
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()
+
+
 def byte_tokenizer() -> tokenizers.Tokenizer:
     """Ids 0 to 255 are the bytes, 256 is EOS: exactly `ByteTokenizer`."""
     pieces = {piece: byte for byte, piece in enumerate(_byte_pieces())}
@@ -107,10 +128,20 @@ def _converted(model: Path) -> str | None:
         return None
 
 
-def _write_config(folder: Path, max_length: int, eos_token: str) -> None:
+def _put_before(pieces: tokenizers.Tokenizer, ids: tuple[int, ...]) -> None:
+    """Lets a tokenizer begin texts with `ids`, as the class that reads a .model file does."""
+    if ids:
+        names = [pieces.id_to_token(id) for id in ids]
+        special = list(zip(names, ids, strict=True))
+        pieces.post_processor = processors.TemplateProcessing(
+            single=[*names, "$A"], special_tokens=special
+        )
+
+
+def _write_config(folder: Path, max_length: int, bos_token: str, eos_token: str) -> None:
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": eos_token,
+        "bos_token": bos_token,
         "eos_token": eos_token,
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
@@ -141,14 +172,11 @@ def _beside(path: Path) -> list[Path]:
     return [found for name in _BESIDE if (found := path.with_name(name)).is_file()]
 
 
-def _copy_config(path: Path, folder: Path, pieces: tokenizers.Tokenizer) -> int | None:
-    """Copies what lies beside a tokenizer's file; the id of the BOS that it names."""
+def _copy_config(path: Path, folder: Path) -> None:
+    """Copies what lies beside a tokenizer's file."""
     for source in _beside(path):
         shutil.copyfile(source, folder / source.name)
     values = json.loads((folder / _CONFIG).read_text())
     # Other classes take the vocabulary out of the file and make up the rest.
     values["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / _CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    token = values.get("bos_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    return pieces.token_to_id(name or "")

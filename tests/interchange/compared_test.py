@@ -69,6 +69,22 @@ def fine_tuned(source):
     change_tensors(source, lambda tensors: tensors[_GAIN].__iadd__(1e-3))
 
 
+def with_another_tokenizer(source):
+    """Which gives the id of "b" to "a", and the other way round."""
+    path = source / "tokenizer.json"
+    values = json.loads(path.read_text())
+    pieces = values["model"]["vocab"]
+    pieces["a"], pieces["b"] = pieces["b"], pieces["a"]
+    path.write_text(json.dumps(values))
+
+
+def without_a_record_of_its_tokenizer(source):
+    """As earlier versions wrote it."""
+    record = json.loads((source / "config.json").read_text())["ffn_alloc"]
+    del record["trained"]["tokenizer"]
+    change_config(source, ffn_alloc=record)
+
+
 def test_the_recipe_comes_back(tmp_path):
     """Also by way of a second export, and with a field that nothing else in an import has."""
     overrides = {"optimizer.learning_rate": 0.3, "model.initializer": "scaled", "train.steps": 9}
@@ -89,7 +105,16 @@ def test_other_recipes_and_data_are_refused(tmp_path):
         read_study([base], [other], None, [])
 
 
-@pytest.mark.parametrize("change", [of_a_stranger, as_earlier_versions_wrote_it, fine_tuned])
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_a_stranger,
+        as_earlier_versions_wrote_it,
+        fine_tuned,
+        with_another_tokenizer,
+        without_a_record_of_its_tokenizer,
+    ],
+)
 def test_what_is_not_known_is_not_made_up(change, tmp_path):
     """Each is of data of its own; what the model itself says is compared as ever."""
     trained = came_in(tmp_path, "trained")
@@ -124,6 +149,7 @@ def test_an_import_of_an_earlier_version_is_refused(tmp_path):
         lambda trained: trained["identity"].pop("data.fingerprint"),
         lambda trained: trained.update(train_steps="7"),
         lambda trained: trained.update(parameters=None),
+        lambda trained: trained.update(tokenizer=None),
         lambda trained: trained.update(identity=[]),
     ],
 )

@@ -154,6 +154,20 @@ def test_any_file_name_of_a_definition(specs, tmp_path):
     assert names == ["tokenizer.json", "tokenizer_config.json"]
 
 
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface", "template"])
+@pytest.mark.parametrize("imported", [True, False])
+def test_the_digest_comes_back_and_is_no_other_tokenizers(imported, kind, specs, tmp_path):
+    def digest(spec: str, imported: bool) -> str:
+        return tokenizer_files.digest(kinds.load(spec), imported)
+
+    tokenizer_files.write(tmp_path, kinds.load(specs[kind]), max_length=99, imported=imported)
+    found = digest(tokenizer_files.find(tmp_path), True)
+    others = [digest(spec, imported) for name, spec in specs.items() if name != kind]
+    assert found == digest(specs[kind], imported) and found not in others
+    if kind == "template":  # whose files say that <s> stands before a text, as no training does
+        assert found != digest(specs[kind], not imported)
+
+
 def test_bos_of_a_tokenizer_that_has_one(specs, tmp_path):
     """Of an imported model, whose files say how it was trained. Ours begin a text with EOS."""
     definition = tokenizers.Tokenizer.from_file(specs["huggingface"].partition(":")[2])
@@ -168,6 +182,31 @@ def test_bos_of_a_tokenizer_that_has_one(specs, tmp_path):
         ids = tokenizer_files.write(out, ours, max_length=99, imported=imported)
         assert ids == {"bos_token_id": bos_id, "eos_token_id": 0}
         assert ("mine" in json.loads((out / "tokenizer_config.json").read_text())) == imported
+
+
+@pytest.mark.parametrize(
+    ("values", "before"),
+    [(None, [1]), ({"bos_token": "<s>"}, [1]), ({"bos_token": "<s>", "add_bos_token": False}, [])],
+)
+def test_an_imported_sentencepiece_model_keeps_its_beginning(values, before, specs, tmp_path):
+    """LLaMA's class puts it before a text; the tokenizer.json that transformers reads must, too."""
+    path = tmp_path / "in" / "tokenizer.model"
+    path.parent.mkdir()
+    shutil.copyfile(specs["sentencepiece"].partition(":")[2], path)
+    if values:
+        path.with_name("tokenizer_config.json").write_text(json.dumps(values))
+    out = tmp_path / "out"
+    out.mkdir()
+    ours = kinds.load(f"sentencepiece:{path}")
+    ids = tokenizer_files.write(out, ours, max_length=99, imported=True)
+    assert ids == {"bos_token_id": 1, "eos_token_id": 2}
+    expected = [*before, *ours.encode("a cat").tolist()]
+    theirs = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert theirs.encode("a cat").ids == expected
+    transformers = pytest.importorskip("transformers")
+    (out / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    auto = transformers.AutoTokenizer.from_pretrained(out)
+    assert auto("a cat")["input_ids"] == expected and auto.bos_token_id == 1
 
 
 def test_files_of_an_import_go_out_as_they_came_in(specs, tmp_path):

@@ -1,6 +1,5 @@
 """What stands before a text, by the files that imported models come with."""
 
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,18 +9,11 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from ffn_alloc.config import IMPORTED
 from ffn_alloc.data import tokenizer
+from ffn_alloc.data.beginning import Beginning, beginning
 from ffn_alloc.errors import BadInput
-from ffn_alloc.evaluation.beginning import Beginning, beginning
-from tests.training.runs import micro_config
 
 _BOS = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-def _imported():
-    config = micro_config()
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=IMPORTED))
 
 
 def _huggingface(folder: Path, settings: dict, template: str | None) -> tokenizer.Tokenizer:
@@ -53,8 +45,8 @@ def _huggingface(folder: Path, settings: dict, template: str | None) -> tokenize
 )
 def test_of_a_tokenizer_json(tmp_path: Path, settings, template, expected):
     made = _huggingface(tmp_path, settings, template)
-    assert beginning(_imported(), made) == expected
-    assert beginning(micro_config(), made) == Beginning((), 0)  # training used none
+    assert beginning(made, imported=True) == expected
+    assert beginning(made, imported=False) == Beginning((), 0)  # training used none
 
 
 def test_padding_that_a_tokenizer_json_was_saved_with_does_not_count(tmp_path: Path):
@@ -66,7 +58,7 @@ def test_padding_that_a_tokenizer_json_was_saved_with_does_not_count(tmp_path: P
     padded.enable_truncation(4)
     padded.save(str(path))
     assert '"padding":null' not in path.read_text().replace(" ", "")
-    assert beginning(_imported(), made) == Beginning((1,), 1)
+    assert beginning(made, imported=True) == Beginning((1,), 1)
 
 
 def test_of_a_sentencepiece_model(tmp_path: Path):
@@ -81,7 +73,7 @@ def test_of_a_sentencepiece_model(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     made = tokenizer.load(f"sentencepiece:{tmp_path}/tokenizer.model")
     settings = tmp_path / "tokenizer_config.json"
-    assert beginning(_imported(), made) == Beginning((1,), 1)  # as LLaMA's class does
+    assert beginning(made, imported=True) == Beginning((1,), 1)  # as LLaMA's class does
     for content, expected in (
         (_BOS, Beginning((1,), 1)),
         ({**_BOS, "add_bos_token": False}, Beginning((), 1)),
@@ -89,15 +81,15 @@ def test_of_a_sentencepiece_model(tmp_path: Path):
         ({"bos_token": "<bos>", "add_bos_token": False}, Beginning((), made.eos_id)),
     ):
         settings.write_text(json.dumps(content))
-        assert beginning(_imported(), made) == expected
+        assert beginning(made, imported=True) == expected
     # a token added later: its id is not in the model file
     settings.write_text(json.dumps({"bos_token": "<bos>"}))
     with pytest.raises(BadInput, match="no piece '<bos>', the bos_token.* tokenizer.json$"):
-        beginning(_imported(), made)
+        beginning(made, imported=True)
     settings.write_text("[]")
     with pytest.raises(BadInput, match="tokenizer_config.json cannot be used"):
-        beginning(_imported(), made)
+        beginning(made, imported=True)
 
 
 def test_bytes_have_nothing_before_them():
-    assert beginning(_imported(), tokenizer.load("bytes")) == Beginning((), 256)
+    assert beginning(tokenizer.load("bytes"), imported=True) == Beginning((), 256)

@@ -6,7 +6,6 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
-from ffn_alloc.config import IMPORTED, Config
 from ffn_alloc.data.tokenizer import Tokenizer
 from ffn_alloc.data.tokenizer_huggingface import read_settings, special_token
 from ffn_alloc.errors import BadInput
@@ -20,11 +19,11 @@ class Beginning:
     of_empty: int
 
 
-def beginning(config: Config, tokenizer: Tokenizer) -> Beginning:
+def beginning(tokenizer: Tokenizer, imported: bool) -> Beginning:
     """As transformers encodes for an imported model: BOS where the files beside its tokenizer say
     so. Training puts nothing before a document, and EOS behind it."""
     kind, _, name = tokenizer.spec.partition(":")
-    if config.data.source != IMPORTED or not name:
+    if not imported or not name:
         return Beginning((), tokenizer.eos_id)
     path = Path(name)
     file = path.with_name("tokenizer_config.json")
