@@ -24,6 +24,12 @@ from ffn_alloc.sweeping.states import (
 )
 
 _POLL_SECONDS = 2.0
+# What a sweep that is stopped leaves behind, and how it is seen and ended.
+_GOES_ON = {
+    "slurm": "jobs in the queue go on (squeue --me, scancel)",
+    "tpu": "slices go on, and cost (gcloud compute tpus queued-resources list, delete)",
+    "gke": "jobs in the cluster go on, and cost (kubectl get jobsets, delete)",
+}
 
 
 @dataclass
@@ -73,6 +79,8 @@ class Jobs:
         """A signal: what runs here saves and ends; jobs of a queue go on."""
         self._stopping = True
         print("stopping; run the same command again to go on", file=sys.stderr)
+        if self._launcher in _GOES_ON and any(not job.evaluates for job in self._active):
+            print(_GOES_ON[self._launcher], file=sys.stderr)
         for job in self._active:
             job.process.terminate()
 

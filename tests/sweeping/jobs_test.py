@@ -152,19 +152,27 @@ def test_a_stop_while_the_queue_answers_starts_nothing(run, started, at_each_pol
     assert started == []
 
 
-def test_a_stop_while_a_run_is_started_reaches_it(run, at_each_poll, monkeypatch):
+@pytest.mark.parametrize("launcher", ["local", "tpu"])
+def test_a_stop_while_a_run_is_started_reaches_it(run, launcher, at_each_poll, monkeypatch, capsys):
     monkeypatch.setattr(launchers, "training", lambda *_: ["sleep", "3"])
-    work, popen, processes = sweep(run), subprocess.Popen, []
+    monkeypatch.setattr(launchers, "check", lambda *_: None)
+    work, popen, processes = sweep(run, launcher), subprocess.Popen, []
 
     def start(*arguments, **options) -> subprocess.Popen:
         processes.append(popen(*arguments, **options))
         work.stop(15, None)
         return processes[-1]
 
+    def stop_again() -> None:
+        work.stop(15, None)
+
+    at_each_poll.append(stop_again)
+
     monkeypatch.setattr(jobs.subprocess, "Popen", start)
     with pytest.raises(SystemExit, match="75"):
         work.work()
     assert work.failed == [] and [process.returncode for process in processes] == [-15]
+    assert ("slices go on, and cost (gcloud" in capsys.readouterr().err) == (launcher == "tpu")
 
 
 def test_a_run_that_another_sweep_scores_is_left_alone(run, started, at_each_poll, capsys):
