@@ -44,7 +44,7 @@ def test_a_lease_that_nobody_renews_is_taken_over(tmp_path, capsys, cut_short):
         path.write_text(path.read_text()[:9])
     start = time.monotonic()
     with lease.hold(path) as held:
-        assert EXPIRY < time.monotonic() - start < EXPIRY + 5
+        assert EXPIRY < time.monotonic() - start < EXPIRY + 30
         held.check()
         assert f"process {os.getpid()} on " in lease.owner_of(path)
     owner = "another process" if cut_short else "process 123 on n1"
@@ -104,7 +104,7 @@ def test_one_that_is_given_back_meanwhile_is_had_at_once(tmp_path, monkeypatch):
     threading.Timer(0.1, path.unlink).start()
     start = time.monotonic()
     with lease.hold(path):
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
 
 
 def test_an_owner_of_this_machine_that_has_ended_costs_no_wait(tmp_path, capsys, monkeypatch):
@@ -115,7 +115,7 @@ def test_an_owner_of_this_machine_that_has_ended_costs_no_wait(tmp_path, capsys,
     assert not lease.is_held(path)
     start = time.monotonic()
     with lease.hold(path):
-        assert time.monotonic() - start < 5 and lease.is_held(path)
+        assert time.monotonic() - start < 30 and lease.is_held(path)
     assert not capsys.readouterr().err and not lease.is_held(path)
 
 
@@ -204,7 +204,7 @@ def test_the_owner_renews_and_finds_out_that_it_lost(tmp_path, capsys, monkeypat
     monkeypatch.setattr(lease, "_RENEW", 0.2)
     path = tmp_path / ".lock"
     with lease.hold(path) as held:
-        before, last = path.read_text(), time.monotonic() + 10
+        before, last = path.read_text(), time.monotonic() + 60
         while path.read_text() == before:  # the next renewal is not soon
             assert time.monotonic() < last
         held.check()
