@@ -65,6 +65,10 @@ def sweep(arguments: argparse.Namespace) -> None:
     if duplicates:
         names = ", ".join(duplicates)
         print(f"left out, since every layer is as in another run: {names}", file=sys.stderr)
+    others = same_run.by_other_names(runs, directory)
+    for name, other in others.items():
+        print(f"{name} has begun as {other.name}, and keeps that name", file=sys.stderr)
+    runs = [others.get(run.name, run) for run in runs]
     for run in runs:
         same_run.check(run)
     failed = False

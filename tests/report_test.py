@@ -75,6 +75,14 @@ def test_runs_of_a_sweep_without_results_are_left_out_and_named(grid, tmp_path):
     assert found.returncode == 2 and "fin0" in found.stderr and "no results" in found.stderr
 
 
+def test_a_run_of_a_sweep_by_two_names_counts_once(grid, tmp_path):
+    """As earlier versions trained middle:30% beside middle:33%."""
+    shutil.copytree(grid / "mid0", grid / "mid2")
+    found = report("--sweep", grid, "--out", tmp_path / "out")
+    assert found.returncode == 0, found.stderr
+    assert "mid2: the same as mid0; left out." in (tmp_path / "out/report.md").read_text()
+
+
 def test_runs_of_a_sweep_without_results_of_the_step_are_left_out(grid, tmp_path):
     for run, allocation in (("base0", "uniform"), ("mid0", "middle:0.7")):
         score_run(grid / run, allocation, 0, 0.0, step=5, tokens=320)

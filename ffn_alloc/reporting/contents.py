@@ -16,7 +16,7 @@ from ffn_alloc.reporting.document import (
 from ffn_alloc.reporting.figures import heatmap_picture, improvement_picture, widths_picture
 from ffn_alloc.reporting.loss_figure import loss_picture
 from ffn_alloc.reporting.methods import PARAGRAPHS
-from ffn_alloc.reporting.runs import Run
+from ffn_alloc.reporting.runs import Cell, Run
 from ffn_alloc.reporting.study import Study
 
 _SHORT_TABLE, _LONG_TABLE = 6, 40  # rows; what is longer is folded away
@@ -74,6 +74,14 @@ def _warnings(
         )
     for size in study.sizes:
         at = f" ({size.label})" if len(study.sizes) > 1 else ""
+        unpaired = [cell for cell in size.cells if cell.seeds != size.baseline.seeds]
+        if unpaired:
+            each = [f"{cell.label} has {_seeds(cell)}" for cell in unpaired]
+            yield (
+                f"Other seeds than the baseline's, {_seeds(size.baseline)}{at}: "
+                f"{words.listed(each)}. They are compared as independent runs, which is less "
+                "certain. Train what is missing, or leave out what has no counterpart."
+            )
         own = [c for c in comparisons if c.size is size]
         blind = _at_chance(own)
         if blind:
@@ -98,6 +106,10 @@ def _warnings(
         missing = [run.name for run in size.runs if curves[run] is None]
         if missing:
             yield f"{words.listed(missing)}{at}: no training curve in metrics.jsonl."
+
+
+def _seeds(cell: Cell) -> str:
+    return f"seed{'s' * (len(cell.seeds) > 1)} {words.listed([str(seed) for seed in cell.seeds])}"
 
 
 def _at_chance(comparisons: Sequence[Comparison]) -> str:

@@ -6,7 +6,6 @@ Shapes: S runs, N items.
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -47,9 +46,9 @@ class SizeStudy:
         """The baseline's first."""
         return tuple(run for cell in (self.baseline, *self.cells) for run in cell.runs)
 
-    @cached_property
-    def tokens(self) -> int:
-        return next(iter(self.results.values()))[self.baseline.first.workdir].tokens
+    def tokens(self, run: Run) -> int:
+        """That it was trained on, up to `step`."""
+        return next(iter(self.results.values()))[run.workdir].tokens
 
     @property
     def finished(self) -> bool:

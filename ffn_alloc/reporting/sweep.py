@@ -1,5 +1,6 @@
 """What of a sweep can be compared: it may be under way, or have runs that failed."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ def read_sweep(directory: AnyPath, step: int | None) -> Sweep:
     if not workdirs:
         raise BadInput("--sweep", str(directory), "has no runs", "Give what sweep has as --dir")
     runs = [read_run(workdir) for workdir in workdirs]
+    again = _again([run for run in runs if _has_results(run, step)])
+    runs = [run for run in runs if run not in again]
     scored = [run for run in runs if _has_results(run, step)]
     sizes = [{run.size for run in scored if _uniform(run) is side} for side in (True, False)]
     kept = [run for run in scored if run.size in set.intersection(*sizes)]
@@ -43,7 +46,21 @@ def read_sweep(directory: AnyPath, step: int | None) -> Sweep:
         ],
     }
     sentences = [f"{listed(names)}: {why}; left out." for why, names in reasons.items() if names]
+    sentences += [
+        f"{run.name}: the same as {other.name}; left out." for run, other in again.items()
+    ]
     return _sweep(kept, sentences)
+
+
+def _again(runs: Sequence[Run]) -> dict[Run, Run]:
+    """Runs that were trained by two names (as middle:30% and middle:33%), each with the other."""
+    first: dict[str, Run] = {}
+    found = {}
+    for run in runs:
+        key = json.dumps([run.identity, run.train_steps], sort_keys=True)
+        if first.setdefault(key, run) is not run:
+            found[run] = first[key]
+    return found
 
 
 def _sweep(runs: list[Run], left_out: Sequence[str] = ()) -> Sweep:

@@ -108,7 +108,7 @@ def _csv_row(comparison: Comparison) -> dict[str, object]:
         "metric": comparison.metric,
         "kind": comparison.kind,
         "step": size.step,
-        "tokens": size.tokens,
+        "tokens": size.tokens(cell.first),
         "items": comparison.items,
         "seeds": " ".join(map(str, cell.seeds)),
         "baseline_seeds": " ".join(map(str, size.baseline.seeds)),

@@ -187,7 +187,7 @@ def runs_table(sizes: Sequence[SizeStudy], curves: dict[runs.Run, Curve | None])
                         text(cell.label),
                         number(run.seed, str(run.seed)),
                         number(size.step, f"{size.step:,}"),
-                        number(size.tokens, f"{size.tokens:,}"),
+                        number(size.tokens(run), f"{size.tokens(run):,}"),
                         number(loss, f"{loss:.4f}" if loss is not None else ""),
                         number(hours, f"{hours:.2f}" if hours is not None else ""),
                         text(str(run.workdir)),

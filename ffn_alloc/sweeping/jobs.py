@@ -16,6 +16,7 @@ from ffn_alloc.sweeping.states import (
     EVALUATION,
     FAILED,
     RUNNING,
+    is_scored_for_good,
     is_started,
     log_of,
     record_outcome,
@@ -56,7 +57,11 @@ class Jobs:
         self._launcher, self._options = launcher, options
         self._parallel, self._evaluate = parallel, evaluate
         self._active: list[_Job] = []
-        self._waiting = [run for run in runs if state_of(run).kind != DONE or evaluate is not None]
+        self._waiting = [
+            run
+            for run in runs
+            if state_of(run).kind != DONE or evaluate is not None and not is_scored_for_good(run)
+        ]
         self._elsewhere: list[Run] = []  # started by someone else
         self.failed: list[Run] = []
         self._stopping = False

@@ -48,6 +48,13 @@ def state_of(run: Run) -> State:
     return State(STOPPED, step) if (run.workdir / "config.json").exists() else State(MISSING)
 
 
+def is_scored_for_good(run: Run) -> bool:
+    """Whether a run has results of its last step, and no checkpoint left to make others of."""
+    steps = str(run.config.train.steps)
+    has_results = any((run.workdir / "results" / steps).glob("*.json"))
+    return has_results and not (run.workdir / "checkpoints" / steps).is_dir()
+
+
 def newest_step(run: Run) -> int:
     """Of the checkpoints; 0 without any."""
     names = [path.name for path in (run.workdir / "checkpoints").glob("*")]

@@ -127,6 +127,25 @@ def test_allowed_differences_stand_on_top(runs, tmp_path):
     assert "the baseline first:0.4" in page
 
 
+def test_other_seeds_than_the_baselines_are_named(runs, tmp_path):
+    write_report(runs[0], [*runs[1][:1], *runs[2]], tmp_path / "out")
+    page = (tmp_path / "out/report.md").read_text()
+    page = page[: page.index("## ")].replace("\\", "")
+    assert "Other seeds than the baseline's, seeds 0 and 1: first:0.4 has seed 0." in page
+    assert "first:0.7 has" not in page
+
+
+def test_each_run_has_its_own_number_of_tokens(runs, tmp_path):
+    write_run(tmp_path / "longer", "first:0.4")
+    score_run(tmp_path / "longer", "first:0.4", 0, 0.0, tokens=1280)
+    write_report(runs[0], [tmp_path / "longer"], tmp_path / "out", allow_different=["tokens"])
+    page = (tmp_path / "out/report.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| ") and "| longer |" in line]
+    assert "1,280" in row
+    with (tmp_path / "out/results.csv").open() as file:
+        assert {line["tokens"] for line in csv.DictReader(file)} == {"1280"}
+
+
 def in_the_way(path):
     def file():
         path.write_text("mine")

@@ -203,3 +203,15 @@ def test_a_queued_evaluation_is_not_submitted_again(run, started, at_each_poll, 
     at_each_poll += [lambda: None, end]
     sweep(run, "slurm", "--suite=quick").work()
     assert started == ["evaluation"]
+
+
+@pytest.mark.parametrize("results", [True, False])
+def test_a_run_whose_checkpoints_are_gone_is_not_scored_again(run, started, at_each_poll, results):
+    trained(run)
+    (run.workdir / "metrics.jsonl").write_text('{"step": 5}\n')
+    scores = run.workdir / "results" / "5"
+    scores.mkdir(parents=True)
+    if results:
+        (scores / "validation.json").write_text("{}")
+    sweep(run, evaluate="--suite=quick").work()
+    assert started == ([] if results else ["evaluation"])  # which says what is missing

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from ffn_alloc import cli
 from ffn_alloc.data.preparation import ensure_prepared
 from ffn_alloc.errors import BadInput
-from ffn_alloc.sweeping import same_run
+from ffn_alloc.sweeping import grid, same_run
 from ffn_alloc.sweeping.states import DONE, STOPPED, state_of
 from tests.sweeping.made import runs_in, trained
 
@@ -74,3 +75,32 @@ def test_the_same_rows_by_another_name(tmp_path, monkeypatch):
         same_run.check(runs["two"])
     ensure_prepared(runs["two"].config)
     same_run.check(runs["two"])
+
+
+def allocated(folder, *specs, overrides=(FIVE,)):
+    bases = grid.bases(None, ["285m"])
+    return grid.expand(folder, bases, specs, ["0"], overrides, cli.load)[0]
+
+
+def test_a_run_that_has_begun_by_another_name_keeps_it(tmp_path):
+    """Of 12 layers 68 % and 70 % are 8."""
+    [old] = allocated(tmp_path, "middle:70%")
+    trained(old, 5)
+    (tmp_path / "notes").mkdir()
+    for content in ("{}", "no json", json.dumps({"identity": {}})):
+        (tmp_path / "notes" / "config.json").write_text(content)
+        runs = allocated(tmp_path, "uniform", "middle:68%")
+        assert same_run.by_other_names(runs, tmp_path) == {"middle68_285m_s0": old}
+    for different in ("--config.optimizer.learning_rate=0.1", "--config.train.steps=6"):
+        [run] = allocated(tmp_path, "middle:68%", overrides=(FIVE, different))
+        assert same_run.by_other_names([run], tmp_path) == {}
+    [run] = allocated(tmp_path, "middle:68%")
+    trained(run, 5)  # as a sweep of an earlier version trained it again
+    assert same_run.by_other_names([run], tmp_path) == {}
+
+
+def test_a_file_in_the_way(tmp_path):
+    [run] = runs_in(tmp_path, FIVE)
+    run.workdir.touch()
+    with pytest.raises(BadInput, match="baseline_285m_s0': is no directory"):
+        same_run.check(run)
