@@ -92,12 +92,16 @@ def _warnings(
         undefined = sorted({c.task for c in own if c.improvement is None and not c.is_average})
         if undefined:
             yield (
-                f"{words.listed(undefined)}{at}: the baseline's score is not clearly above 0, so "
-                "that no relative improvement exists; left out of the averages."
+                f"{words.listed(undefined)}{at}: the baseline's score is too near 0, for how "
+                "uncertain it is, to be divided by; left out of the averages."
             )
         if size.left_out:
             yield f"{words.listed(size.left_out)}{at}: not all runs have results; left out."
-        limited = [t for t, found in size.results.items() if any(r.limit for r in found.values())]
+        limited = [
+            task
+            for task, found in size.results.items()
+            if any(r.limit and len(r.item_ids) >= r.limit for r in found.values())
+        ]
         if limited:
             yield f"{words.listed(limited)}{at}: only a part of the items was scored (--limit)."
         if not size.finished:

@@ -72,7 +72,7 @@ def verdict(comparison: Comparison) -> str:
     if comparison.verdict != CANNOT_TELL:
         return comparison.verdict
     if found is None:
-        return f"{CANNOT_TELL} (baseline near 0)"
+        return f"{CANNOT_TELL} (baseline too uncertain)"
     if comparison.uninformative:
         return f"{CANNOT_TELL} (both at chance)"
     return CANNOT_TELL if found.seed_noise_known else f"{CANNOT_TELL} (one seed)"
@@ -85,7 +85,7 @@ def sentence(comparison: Comparison) -> str:
     if found is None:
         return (
             f"No relative improvement of {name} can be computed {where}: "
-            f"the score of {base} is not clearly above 0, and nothing can be divided by that."
+            f"the score of {base} is too near 0, for how uncertain it is, to be divided by."
         )
     numbers = f"{signed(found.value)} % (95 % interval {interval(found)}"
     if comparison.uninformative:

@@ -166,6 +166,17 @@ def test_limits_must_agree_and_all_items_are_preferred(root):
         study(root)
 
 
+def test_a_limit_larger_than_the_task_is_no_difference(root):
+    for run in ("mid0", "mid1"):
+        results = root / run / "results/10"
+        with np.load(results / "piqa.npz") as arrays:
+            values = arrays["acc.value"]
+        for path in results.glob("piqa.*"):
+            path.unlink()
+        write_result(root / run, "piqa", values, limit=len(values) + 60)
+    assert study(root).sizes[0].items("piqa")[0].shape == (4, 40)
+
+
 def test_steps(root):
     for run in ("base0", "base1", "mid0"):
         score_run(root / run, run[:-1], 0, 0.0, TASKS, step=20)
