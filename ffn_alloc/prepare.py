@@ -12,6 +12,7 @@ from absl import flags
 from ffn_alloc import cli
 from ffn_alloc.config import Config
 from ffn_alloc.data import manifest, preparation
+from ffn_alloc.data.rows import check_rows
 from ffn_alloc.errors import BadInput, missing_package
 
 _RUNNERS = ["local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner"]
@@ -30,7 +31,9 @@ def prepare(config: Config) -> None:
     started = time.monotonic()
     found = preparation.prepare(config, _WORKERS.value, run)
     seconds = time.monotonic() - started
-    print(f"{directory}" + (" (was prepared already)" if finished else ""))
+    if finished:
+        check_rows(found)
+    print(f"{directory}" + (" (was prepared already; its rows are intact)" if finished else ""))
     for name, split in (("train", found.train), ("validation", found.validation)):
         print(
             f"{name}: {split.rows:,} rows of {found.sequence_length} + 1, "

@@ -32,7 +32,7 @@ def test_prepares_once_and_says_what_and_where(tmp_path: Path):
     assert "rows of" in lines[1] and "50 documents" in lines[1] and "tokens/s" in lines[-1]
     assert "preparing: 100%" in first.stderr
     second = _prepare(tmp_path, *flags)
-    assert second.returncode == 0 and "(was prepared already)" in second.stdout
+    assert second.returncode == 0 and "(was prepared already; its rows are intact)" in second.stdout
     assert second.stdout.splitlines()[1:] == lines[1:-1]
 
 

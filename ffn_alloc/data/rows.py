@@ -24,6 +24,7 @@ from ffn_alloc.errors import BadInput
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _TOKENS_AT_A_TIME = 1 << 20
+_ROWS_AT_A_TIME = 256
 
 
 def dtype_of(vocab_size: int) -> str:
@@ -80,6 +81,29 @@ class Rows:
         return self._files[number].read(index - (self._stops[number - 1] if number else 0))
 
 
+def check_rows(manifest: Manifest) -> None:
+    """BadInput unless the files hold the rows that were prepared: reads all of them."""
+    for shard in (*manifest.train.shards, *manifest.validation.shards):
+        if rows_digest(manifest, shard) != shard.digest:
+            problem = "has other rows than those that were prepared"
+            raise _damaged(str(manifest.directory / shard.name), problem)
+
+
+def rows_digest(manifest: Manifest, shard: Shard) -> str:
+    """Of the rows in a shard's file, as `write_shard` recorded it."""
+    digest, dtype = hashlib.sha256(), np.dtype(manifest.dtype).newbyteorder("<")
+    rows = Rows(manifest, Split((shard,))) if shard.rows else None
+    for start in range(0, shard.rows, _ROWS_AT_A_TIME):
+        tokens = rows.read(range(start, min(start + _ROWS_AT_A_TIME, shard.rows)))
+        digest.update(tokens.astype(dtype).tobytes())
+    return digest.hexdigest()
+
+
+def _damaged(path: str, problem: str) -> BadInput:
+    remedy = "Move its folder away and prepare again: the rows will be the same, and runs go on"
+    return BadInput("data.prepared_dir", path, problem, remedy)
+
+
 class _File:
     """A file of rows, opened when it is first read and kept open.
 
@@ -94,8 +118,13 @@ class _File:
         with self._lock:
             if self._reader is None:
                 self._reader = array_record_module.ArrayRecordReader(self._path, _READER_OPTIONS)
-            self._reader.seek(position)
-            return self._reader.read()
+            try:
+                self._reader.seek(position)
+                return self._reader.read()
+            except RuntimeError as error:
+                if "Corrupted" not in str(error):  # a disk that fails for a moment, say
+                    raise
+                raise _damaged(self._path, f"is damaged ({error})") from error
 
 
 def _encoded(

@@ -93,9 +93,14 @@ def last_logged(workdir: AnyPath) -> int:
 
 
 def has_saved(workdir: AnyPath) -> bool:
-    """Whether anything is left of a save: a checkpoint, or what one cut short has written."""
+    """Whether anything is left of a save: a checkpoint, or what one cut short has written.
+
+    Not one that was set aside for a newer or an older one, which it says was there.
+    """
     directory = workdir / "checkpoints"
-    return directory.exists() and any(path.name[:1].isdecimal() for path in directory.iterdir())
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    aside = (".damaged", ".evicted")
+    return any(n[:1].isdecimal() and not any(word in n for word in aside) for n in names)
 
 
 def _git_revision() -> str | None:

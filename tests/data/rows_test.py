@@ -74,8 +74,18 @@ def test_a_flipped_bit_in_a_row_is_an_error(prepared):
     content[position] ^= 1
     path.write_bytes(content)
     source = rows.Rows(manifest, Split(manifest.train.shards))
-    with pytest.raises(RuntimeError, match="[Cc]orrupt|hash"):
+    with pytest.raises(BadInput, match=f"{path}': is damaged .*prepare again: the rows"):
         source.read(range(len(source)))
+    with pytest.raises(BadInput, match="is damaged"):
+        rows.check_rows(manifest)
+
+
+def test_rows_that_are_not_those_prepared_are_found(prepared):
+    manifest = prepared([[b"abcdefgh" * 50]], [[b"v" * 20]], sequence_length=10)
+    rows.check_rows(manifest)
+    prepared([[b"abcdefgx" * 50]], [[b"v" * 20]], sequence_length=10)  # in the same files
+    with pytest.raises(BadInput, match="has other rows than those that were prepared"):
+        rows.check_rows(manifest)
 
 
 def test_a_unit_is_never_in_memory_as_a_whole(monkeypatch):

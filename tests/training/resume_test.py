@@ -166,13 +166,13 @@ def test_a_checkpoint_that_lacks_arrays_is_refused(tmp_path):
         resume.restore_or_init(config, mesh, checkpoints, record)
 
 
-@pytest.mark.parametrize("empty", [False, True])
-def test_checkpoints_that_are_gone_are_told_and_nothing_changes(started, empty):
-    """Of a run that saves every 2 of its 6 steps; `empty` as where another disk is mounted."""
+@pytest.mark.parametrize("left", [None, "lost+found", "2.damaged", "2.damaged2", "2.evicted"])
+def test_checkpoints_that_are_gone_are_told_and_nothing_changes(started, left):
+    """Of a run that saves every 2 of its 6 steps; lost+found as where another disk is mounted."""
     text = '{"step": 3}\n{"step": 4, "train/lo'
     (started / "metrics.jsonl").write_text(text)
-    if empty:
-        (started / "checkpoints" / "lost+found").mkdir(parents=True)
+    if left:
+        (started / "checkpoints" / left).mkdir(parents=True)
     before = sorted(started.rglob("*"))
     with pytest.raises(BadInput, match="metrics.jsonl goes to step 3, but") as error:
         resume.check_checkpoints(started, micro_config())
