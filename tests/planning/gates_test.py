@@ -91,6 +91,10 @@ def test_documents_apart(loop, most):
     [("baseline_1p2b", "baseline_285m", 1.3), ("middle70_285m", "baseline_285m", 1.7)],
 )
 def test_a_scan_compiles_as_fast_however_deep(cell, other, most):
-    """40 layers against 12; three groups against one. CPU-seconds."""
-    seconds = [plan(name, "model.unroll=1")["compile_cpu_seconds"] for name in (cell, other)]
+    """40 layers against 12; three groups against one. The least CPU-seconds of three: other work on
+    the machine adds to them (one of each gave 1.46 to 1.63 for the groups, and once above 1.7)."""
+    compiled = [
+        [plan.__wrapped__(name, "model.unroll=1") for _ in range(3)] for name in (cell, other)
+    ]
+    seconds = [min(each["compile_cpu_seconds"] for each in plans) for plans in compiled]
     assert seconds[0] <= most * seconds[1], seconds
