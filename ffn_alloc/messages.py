@@ -13,6 +13,7 @@ _UNWRITABLE = (OSError, ValueError, RuntimeError)
 
 
 def say(text: str, end: str = "\n") -> None:
+    """Prints to standard error at once."""
     print(text, end=end, file=sys.stderr, flush=True)
 
 

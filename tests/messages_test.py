@@ -85,7 +85,7 @@ def test_a_bar_that_cannot_be_drawn_ends_no_preparation(monkeypatch):
             full.close()
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "0<&- 1>&- 2>&-"])
+@pytest.mark.parametrize("closed", ["0<&- 2>&-", "0<&- 1>&- 2>&-"])
 def test_no_file_becomes_standard_error(closed: str, tmp_path: Path):
     """Whatever a library writes there by itself would go into it."""
     write = f"""

@@ -34,6 +34,7 @@ def test_prepares_once_and_says_what_and_where(tmp_path: Path):
     second = _prepare(tmp_path, *flags)
     assert second.returncode == 0 and "(was prepared already; its rows are intact)" in second.stdout
     assert second.stdout.splitlines()[1:] == lines[1:-1]
+    assert "verifying: 100%" in second.stderr
 
 
 def test_bad_input_is_one_message_and_exit_code_2(tmp_path: Path):

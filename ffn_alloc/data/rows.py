@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import tqdm
 from array_record.python import array_record_module
 
 from ffn_alloc.data.manifest import Manifest, Shard, Split
@@ -83,7 +84,8 @@ class Rows:
 
 def check_rows(manifest: Manifest) -> None:
     """BadInput unless the files hold the rows that were prepared: reads all of them."""
-    for shard in (*manifest.train.shards, *manifest.validation.shards):
+    shards = (*manifest.train.shards, *manifest.validation.shards)
+    for shard in tqdm.tqdm(shards, desc="verifying", unit="file"):
         if rows_digest(manifest, shard) != shard.digest:
             problem = "has other rows than those that were prepared"
             raise _damaged(str(manifest.directory / shard.name), problem)

@@ -174,9 +174,8 @@ def _provenance(content: _Content, num_layers: int) -> Provenance:
     return found
 
 
-def _check_trained(
-    identity: Any, train_steps: Any, parameters: Any, tokenizer: Any = ""
-) -> None:  # earlier exports have no tokenizer there
+def _check_trained(identity: Any, train_steps: Any, parameters: Any, tokenizer: Any = "") -> None:
+    """Earlier exports have no tokenizer there."""
     texts = identity["data.fingerprint"], parameters, tokenizer
     if any(type(text) is not str for text in texts) or type(train_steps) is not int:
         raise TypeError(f"trained is {(*texts, train_steps)}")
